@@ -1,0 +1,247 @@
+"""The `trimtab` command: reads the command line, chooses the session, opens the dashboard or runs headless.
+
+Heavy imports are inside the branches: `trimtab --help` and the headless commands never pay for Textual.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .sessions import UsageError, only_session_here, session_for_model, session_for_recipe
+
+SAMPLE_MODELS = Path(__file__).resolve().parent.parent / "sample_models"
+"""Shipped beside the packages, in a checkout and in a wheel alike."""
+
+COMMANDS = ("open", "run", "apply", "compare", "export", "ls", "attach", "stop", "demo")
+
+WRONG_USAGE = 2
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point of the console script; ends the process with the documented exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        status = _dispatch(_parse(arguments))
+    except UsageError as error:
+        status = _complain(str(error), WRONG_USAGE, arguments)
+    except KeyboardInterrupt:
+        status = 130
+    except Exception as error:
+        from engine.client import EngineError
+
+        if not isinstance(error, EngineError):
+            raise
+        status = _complain(str(error), 1, arguments)
+    from .headless import leave
+
+    leave(status)
+    raise AssertionError("leave() does not return")
+
+
+def _dispatch(options: argparse.Namespace) -> int:
+    if options.command == "ls":
+        from .headless import list_sessions
+
+        return asyncio.run(list_sessions(options))
+    if options.command in ("open", "attach", "demo") and not options.headless:
+        return _dashboard(options)
+    session, function = _headless(options)
+    return asyncio.run(function(session, options))
+
+
+def _headless(options: argparse.Namespace) -> tuple[Path, Any]:
+    """The session and the coroutine function for a command without a screen."""
+    from . import headless
+
+    options.schema = options.command
+    if options.command == "demo":
+        options.recipe, options.model = str(SAMPLE_MODELS / "demo.toml"), None
+    if options.command in ("run", "demo"):
+        return session_for_recipe(options.recipe, options.session, options.model), headless.run_recipe
+    if options.command == "open":
+        if options.model is None:
+            raise UsageError("Name the model to open: trimtab open MODEL --headless")
+        options.schema = "run"
+        return session_for_model(options.model, options.session), headless.open_model
+    if options.command == "apply":
+        options.schema = "run"
+    session = Path(options.session).absolute() if options.session else only_session_here()
+    functions = {
+        "apply": headless.apply,
+        "compare": headless.compare,
+        "export": headless.export,
+        "stop": headless.stop,
+    }
+    return session, functions[options.command]
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    """Open the dashboard; the engine is started behind it, after the first paint."""
+    from . import headless
+    from .app import TrimtabApp
+
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError(
+            "The dashboard needs a terminal. Without one use the headless commands: trimtab run, apply, compare, "
+            "export, or trimtab demo --headless."
+        )
+    if options.command == "demo":
+        options.model = str(SAMPLE_MODELS / "residual_cnn.py")
+    if options.command == "attach" and options.session is None and options.model is not None:
+        session = Path(options.model).absolute()
+    else:
+        session = session_for_model(options.model, options.session)
+    open_model = headless.open_command(options) if options.command != "attach" and options.model else None
+    app = TrimtabApp(session, open_model=open_model)
+    app.run()
+    return app.return_code or 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line as options. `trimtab MODEL` is `trimtab open MODEL`. Raises UsageError."""
+    words = [word for word in arguments if not word.startswith("-")]
+    asks_for_help = "-h" in arguments or "--help" in arguments or "--version" in arguments
+    if not words or (words[0] not in COMMANDS):
+        if not (asks_for_help and not words):
+            arguments = ["open", *arguments]
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if options.command == "apply":
+        options.parameters = _technique_parameters(rest)
+    elif rest:
+        raise UsageError(f"trimtab {options.command} does not know {' '.join(rest)}. See trimtab {options.command} --help.")
+    if getattr(options, "shapes", None):
+        options.shapes = _shapes(options.shapes)
+    return options
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises instead of printing and exiting, so that `--json` holds on wrong usage too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message[0].upper()}{message[1:]}. See {self.prog} --help.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    from engine import __version__
+
+    parser = _Parser(
+        prog="trimtab",
+        description="Makes neural networks fast: profile, optimise one step at a time, keep what passes the accuracy "
+        "limit. `trimtab MODEL` opens the dashboard.",
+    )
+    parser.add_argument("--version", action="version", version=f"trimtab {__version__}")
+    session = _Parser(add_help=False)
+    session.add_argument("--session", metavar="DIR", help="the session directory (default: MODEL's stem + .trimtab, here)")
+    model = _Parser(add_help=False)
+    model.add_argument("--data", metavar="NPZ", help="labelled test data for an .onnx: one array per input, and labels")
+    model.add_argument("--calibration-data", metavar="NPZ", help="data for calibration, without labels")
+    model.add_argument("--shapes", metavar="JSON", help='open axes of an .onnx, e.g. \'{"x": ["batch", 3, 48, 320]}\'')
+    model.add_argument("--trust", action="store_true", help="allow a pickled .pt: loading it runs code from the file")
+    output = _Parser(add_help=False)
+    shape = output.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="print one JSON object")
+    shape.add_argument("--csv", action="store_true", help="print CSV")
+    shape.add_argument("--markdown", action="store_true", help="print a Markdown table (the default)")
+    output.add_argument("--quiet", action="store_true", help="no progress on standard error")
+
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def add(name: str, help: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=help, description=help, parents=[session, *parents], allow_abbrev=False)
+
+    opens = add("open", "open a model (or the session here) in the dashboard", model, output)
+    opens.add_argument("model", nargs="?", metavar="MODEL", help="a model file: .py, .onnx or .pt")
+    opens.add_argument("--headless", action="store_true", help="no dashboard: open, measure, print")
+
+    runs = add("run", "run the steps of a recipe", model, output)
+    runs.add_argument("recipe", metavar="RECIPE", help="a TOML file")
+    runs.add_argument("--model", metavar="PATH", help="use this model file instead of the recipe's")
+
+    applies = add("apply", "apply one technique; its parameters follow as --key value", output)
+    applies.add_argument("technique", metavar="TECHNIQUE", help="for example quantize-static")
+    applies.add_argument("--from", dest="source", default="baseline", metavar="VARIANT", help="default: baseline")
+    applies.add_argument("--name", metavar="NAME", help="the new variant's name (default: the technique's tag)")
+    applies.add_argument("--target", metavar="TARGET", help="this-machine, cpu-vnni, cpu-avx2, cpu-portable, …")
+
+    add("compare", "print the table of all variants", output)
+
+    exports = add("export", "write variants, results, report and recipe to a directory", output)
+    exports.add_argument("variants", nargs="*", metavar="VARIANT", help="names, ids or best (default: best)")
+    exports.add_argument("--to", required=True, metavar="DIR", help="where to write")
+    exports.add_argument("--overwrite", action="store_true", help="replace an earlier export in DIR")
+
+    lists = commands.add_parser("ls", help="list sessions", description="list sessions")
+    lists.add_argument("--json", action="store_true", help="print one JSON object")
+
+    attaches = add("attach", "open the dashboard on a session that exists", model)
+    attaches.add_argument("model", nargs="?", metavar="SESSION", help="the session's directory")
+    attaches.set_defaults(headless=False)
+
+    stops = add("stop", "end a session's engine; everything is kept", output)
+    stops.add_argument("--cancel-jobs", action="store_true", help="even while jobs run: they are cancelled")
+
+    demo = add("demo", "open the dashboard on a sample model", model, output)
+    demo.add_argument("--headless", action="store_true", help="no dashboard: run the sample recipe and print the table")
+    return parser
+
+
+def _technique_parameters(rest: list[str]) -> dict[str, Any]:
+    """`--ratio 0.3 --synthetic` → {"ratio": "0.3", "synthetic": True}; the engine checks names and values."""
+    parameters: dict[str, Any] = {}
+    index = 0
+    while index < len(rest):
+        word = rest[index]
+        if not word.startswith("--"):
+            raise UsageError(f"Expected --parameter VALUE, found {word!r}.")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            follows = rest[index + 1] if index + 1 < len(rest) else None
+            if follows is None or follows.startswith("--"):
+                parameters[name.replace("-", "_")] = True
+                index += 1
+                continue
+            value = follows
+            index += 1
+        parameters[name.replace("-", "_")] = _value(value)
+        index += 1
+    return parameters
+
+
+def _value(text: str) -> Any:
+    """Lists are written as JSON; everything else stays text, which the engine converts."""
+    if text.startswith("["):
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise UsageError(f"{text} is not a list. Write it as JSON: '[\"a\", \"b\"]'.") from None
+    return text
+
+
+def _shapes(text: str) -> dict[str, list[int | str]]:
+    try:
+        shapes = json.loads(text)
+    except ValueError:
+        shapes = None
+    if not isinstance(shapes, dict) or not all(isinstance(shape, list) for shape in shapes.values()):
+        raise UsageError('--shapes takes JSON such as \'{"x": ["batch", 3, 48, 320]}\'.')
+    return shapes
+
+
+def _complain(sentence: str, status: int, arguments: list[str]) -> int:
+    """Say what went wrong: on standard error, or with --json as the one object on standard output."""
+    from .progress import printable
+
+    if "--json" in arguments:
+        command = next((word for word in arguments if word in COMMANDS), "open")
+        print(json.dumps({"schema": f"trimtab/{command}/1", "error": sentence}))
+    else:
+        print(f"trimtab: {printable(sentence)}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    main()
