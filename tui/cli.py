@@ -103,16 +103,17 @@ def _dashboard(options: argparse.Namespace) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """The command line as options. `trimtab MODEL` is `trimtab open MODEL`. Raises UsageError."""
     words = [word for word in arguments if not word.startswith("-")]
-    asks_for_help = "-h" in arguments or "--help" in arguments or "--version" in arguments
-    if not words or (words[0] not in COMMANDS):
-        if not (asks_for_help and not words):
-            arguments = ["open", *arguments]
+    asks_about_trimtab = not words and bool({"-h", "--help", "--version"} & set(arguments))
+    if not asks_about_trimtab and (not words or words[0] not in COMMANDS):
+        arguments = ["open", *arguments]
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if options.command == "apply":
         options.parameters = _technique_parameters(rest)
     elif rest:
-        raise UsageError(f"trimtab {options.command} does not know {' '.join(rest)}. See trimtab {options.command} --help.")
+        raise UsageError(
+            f"trimtab {options.command} does not know {' '.join(rest)}. See trimtab {options.command} --help."
+        )
     if getattr(options, "shapes", None):
         options.shapes = _shapes(options.shapes)
     return options
@@ -135,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"trimtab {__version__}")
     session = _Parser(add_help=False)
-    session.add_argument("--session", metavar="DIR", help="the session directory (default: MODEL's stem + .trimtab, here)")
+    session.add_argument("--session", metavar="DIR", help="the session (default: MODEL's stem + .trimtab, here)")
     model = _Parser(add_help=False)
     model.add_argument("--data", metavar="NPZ", help="labelled test data for an .onnx: one array per input, and labels")
     model.add_argument("--calibration-data", metavar="NPZ", help="data for calibration, without labels")
@@ -217,7 +218,7 @@ def _value(text: str) -> Any:
         try:
             return json.loads(text)
         except ValueError:
-            raise UsageError(f"{text} is not a list. Write it as JSON: '[\"a\", \"b\"]'.") from None
+            raise UsageError(f'{text} is not a list. Write it as JSON: \'["a", "b"]\'.') from None
     return text
 
 

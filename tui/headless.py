@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from engine.client import EngineClient, EngineError, connect, known_sessions
+
 from engine.protocol import (
     ApplyTechnique,
     CancelRun,
@@ -105,7 +106,13 @@ async def list_sessions(options: argparse.Namespace) -> int:
         import json
 
         rows = [
-            {"session": row.directory, "running": row.running, "pid": row.pid, "jobs": row.running_jobs, "model": row.model}
+            {
+                "session": row.directory,
+                "running": row.running,
+                "pid": row.pid,
+                "jobs": row.running_jobs,
+                "model": row.model,
+            }
             for row in found
         ]
         print(json.dumps({"schema": "trimtab/ls/1", "sessions": rows}))
