@@ -369,8 +369,16 @@ class GpuSample(Record):
     sm_clock_mhz: int | None = None
     memory_clock_mhz: int | None = None
     throttle: tuple[str, ...] = ()
-    processes: tuple[tuple[int, int], ...] = ()
-    """(process id, bytes) of every process the driver shows."""
+    processes: tuple[tuple[int, int | None], ...] = ()
+    """(process id, bytes) of every process the driver shows, the largest first; bytes None: it would not say."""
+    energy_j: float | None = None
+    """A counter since the driver was loaded; the difference of two samples is what was used between them."""
+    sm_occupancy: float | None = None
+    """Warps resident on the multiprocessors against the most there could be (Hopper and later)."""
+    tensor_activity: float | None = None
+    """Share of the time the tensor cores worked (Hopper and later)."""
+    memory_bandwidth: float | None = None
+    """Memory traffic against the most there could be (Hopper and later)."""
     status: str = ""
     """Why there are no figures, when there are none ("GPU is lost", …)."""
 
