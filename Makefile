@@ -4,13 +4,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Where the demo keeps its session.
+DEMO_DIRECTORY ?= $(CURDIR)
+
 # An NVIDIA driver answers nvidia-smi, or at least shows its device node.
 RUNTIME := $(shell if nvidia-smi -L >/dev/null 2>&1 || [ -e /dev/nvidia0 ]; then echo gpu; else echo cpu; fi)
 
 .PHONY: demo setup setup-dev test test-slow test-gpu lint bench screenshots clean
 
 demo: setup
-	$(BIN)/trimtab demo
+	cd "$(DEMO_DIRECTORY)" && "$(CURDIR)/$(BIN)/trimtab" demo
 
 setup: $(VENV)/.setup-$(RUNTIME)
 
