@@ -1,0 +1,179 @@
+"""Which range of numbers an activation takes, found by running the float graph on real data.
+
+Three methods: the extremes seen (min-max); the range that keeps a given share of all values (percentile); the
+range whose 8-bit histogram loses the least information (entropy, after Migacz, "8-bit inference with TensorRT",
+GTC 2017). All stream: memory does not grow with the number of samples, because values go into histograms.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper
+
+Method = Literal["min-max", "percentile", "entropy"]
+
+BINS = 2048
+"""Bins of a histogram between the smallest and largest value seen in the first pass."""
+
+LEVELS = 128
+"""Levels the entropy method compares with: those of one half of a signed byte."""
+
+Batch = dict[str, np.ndarray]
+Watch = Callable[[float], None]
+"""Called with the share of the work that is done, in 0…1; may raise to cancel."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Smallest and largest value to represent, low ≤ high."""
+
+    low: float
+    high: float
+
+
+class Calibrator:
+    """Runs a float graph on calibration batches and watches chosen values.
+
+    `batches` is called for every pass, and must give the same batches each time.
+    """
+
+    def __init__(self, model: onnx.ModelProto, batches: Callable[[], Iterable[Batch]], threads: int = 0) -> None:
+        self._model = model
+        self._batches = batches
+        self._threads = threads
+
+    def ranges(
+        self,
+        names: Sequence[str],
+        method: Method = "min-max",
+        percentile: float = 99.99,
+        watch: Watch = lambda share: None,
+    ) -> dict[str, Range]:
+        """The range of each value. A value that is never finite is left out.
+
+        `percentile` counts for that method only: the share of values (in per cent) that stay in the range.
+        """
+        session = self._session(names)
+        passes = 1 if method == "min-max" else 2
+        found: dict[str, Range] = {}
+        for done, outputs in self._run(session, names):
+            watch(done / passes)
+            for name, value in outputs.items():
+                finite = value[np.isfinite(value)] if not np.isfinite(value).all() else value
+                if finite.size:
+                    low, high = float(finite.min()), float(finite.max())
+                    seen = found.get(name)
+                    found[name] = Range(min(low, seen.low), max(high, seen.high)) if seen else Range(low, high)
+        if method == "min-max":
+            return found
+        histograms = {name: np.zeros(BINS, dtype=np.int64) for name in found}
+        for done, outputs in self._run(session, names):
+            watch((1 + done) / passes)
+            for name, value in outputs.items():
+                if name in found and found[name].high > found[name].low:
+                    seen = found[name]
+                    histograms[name] += np.histogram(value, BINS, range=(seen.low, seen.high))[0]
+        narrow = (
+            (lambda counts, seen: percentile_range(counts, seen, percentile))
+            if method == "percentile"
+            else entropy_range
+        )
+        return {name: narrow(histograms[name], seen) if seen.high > seen.low else seen for name, seen in found.items()}
+
+    def means(self, names: Sequence[str], watch: Watch = lambda share: None) -> dict[str, np.ndarray]:
+        """Mean of each value by channel: over all axes but axis 1, or the last one for values of 2 or 3 axes."""
+        sums: dict[str, np.ndarray] = {}
+        counts: dict[str, int] = {}
+        for done, outputs in self._run(self._session(names), names):
+            watch(done)
+            for name, value in outputs.items():
+                total, count = channel_sums(value)
+                sums[name] = sums.get(name, 0) + total
+                counts[name] = counts.get(name, 0) + count
+        return {name: sums[name] / counts[name] for name in sums}
+
+    def _session(self, names: Sequence[str]) -> onnxruntime.InferenceSession:
+        return observed_session(self._model, names, self._threads)
+
+    def _run(
+        self, session: onnxruntime.InferenceSession, names: Sequence[str]
+    ) -> Iterable[tuple[float, dict[str, np.ndarray]]]:
+        batches = list(self._batches())
+        for index, batch in enumerate(batches):
+            outputs = session.run(list(names), {key: batch[key] for key in (i.name for i in session.get_inputs())})
+            yield (index + 1) / len(batches), dict(zip(names, outputs, strict=True))
+
+
+def observed_session(model: onnx.ModelProto, names: Sequence[str], threads: int = 0) -> onnxruntime.InferenceSession:
+    """A CPU session of the graph that can also give these inner values. Nothing is fused, so they exist."""
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    known = {value.name for value in watched.graph.output}
+    for name in names:
+        if name not in known:
+            known.add(name)
+            watched.graph.output.append(helper.make_empty_tensor_value_info(name))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def channel_sums(value: np.ndarray) -> tuple[np.ndarray, int]:
+    """Sum by channel (axis 1 of pictures and signals with 4 or 5 axes, else the last) and values per channel."""
+    axis = 1 if value.ndim >= 4 else value.ndim - 1
+    others = tuple(index for index in range(value.ndim) if index != axis)
+    return value.sum(axis=others, dtype=np.float64), value.size // value.shape[axis]
+
+
+def percentile_range(counts: np.ndarray, seen: Range, percentile: float) -> Range:
+    """The range that leaves out (100 − percentile) per cent of the values, half on each side that has a tail.
+
+    A side that ends at zero (after a ReLU) has no tail and stays.
+    """
+    edges = np.linspace(seen.low, seen.high, counts.size + 1)
+    cumulated = np.cumsum(counts) / max(counts.sum(), 1)
+    outside = 1 - percentile / 100
+    if seen.low < 0 < seen.high:
+        outside /= 2
+    low = edges[np.searchsorted(cumulated, outside)] if seen.low < 0 else seen.low
+    high = edges[min(np.searchsorted(cumulated, 1 - outside) + 1, counts.size)] if seen.high > 0 else seen.high
+    return Range(float(low), float(high))
+
+
+def entropy_range(counts: np.ndarray, seen: Range) -> Range:
+    """The range around zero whose quantized histogram is nearest to the clipped one (Kullback-Leibler)."""
+    bound = max(abs(seen.low), abs(seen.high))
+    centres = np.linspace(seen.low, seen.high, counts.size + 1)
+    magnitudes = np.abs((centres[:-1] + centres[1:]) / 2)
+    folded = np.histogram(magnitudes, BINS, range=(0, bound), weights=counts)[0]
+    best, threshold = np.inf, bound
+    for width in range(LEVELS, BINS + 1, max(1, BINS // 256)):
+        reference = folded[:width].astype(np.float64)
+        reference[-1] += folded[width:].sum()
+        level = np.arange(width) * LEVELS // width
+        inside = folded[:width] > 0
+        mass = np.bincount(level, folded[:width], LEVELS)
+        spread = np.bincount(level, inside, LEVELS)
+        candidate = np.where(inside, (mass / np.maximum(spread, 1))[level], 0.0)
+        divergence = _divergence(reference, candidate)
+        if divergence < best:
+            best, threshold = divergence, bound * width / BINS
+    return Range(max(seen.low, -threshold), min(seen.high, threshold))
+
+
+def _divergence(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """Kullback-Leibler divergence of two histograms, with a little mass moved to empty bins."""
+    if not candidate.any():
+        return float("inf")
+    p = reference + 1e-4 * (reference == 0)
+    q = candidate + 1e-4 * (candidate == 0)
+    p, q = p / p.sum(), q / q.sum()
+    return float(np.sum(p * np.log(p / q)))

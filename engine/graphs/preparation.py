@@ -1,0 +1,97 @@
+"""What every quantization starts from: a clean float graph that gives the source's answers.
+
+ONNX Runtime's own "basic" optimisations do the work (they give standard ONNX): BatchNorm folded into
+convolutions, constants folded, identities dropped. Two rewrites are added that its quantized kernels want.
+Element types and shapes are inferred, so that passes can ask for them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper
+
+from .onnx_graph import Graph, all_nodes, attribute, load_graph
+
+KEPT_APART = ["MatMulAddFusion", "ConstantSharing"]
+"""Optimisers left out. The first makes Gemm with reshapes around it of a MatMul with more than two axes; the
+second lets unrelated nodes share a constant, which then cannot be quantized for each."""
+
+
+def prepare(path: Path, for_static: bool = False) -> onnx.ModelProto:
+    """The graph at `path`, cleaned. `for_static` also turns means over all of an image into GlobalAveragePool."""
+    with tempfile.TemporaryDirectory() as directory:
+        cleaned = Path(directory) / "prepared.onnx"
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(cleaned)
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        if sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) > (1 << 30):
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.data")
+        onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=KEPT_APART
+        )
+        model = load_graph(cleaned)
+    if for_static:
+        _means_to_pooling(model)
+    name_nodes(model)
+    used = {node.domain for node in all_nodes(model.graph)} | {"", "ai.onnx"}
+    kept = [entry for entry in model.opset_import if entry.domain in used]  # ONNX Runtime lists all it knows
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    return with_shapes(model)
+
+
+def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with inferred types and shapes; as it is where inference cannot read it."""
+    try:
+        return onnx.shape_inference.infer_shapes(model)
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+        # over 2 GiB, or an operator of a foreign domain: the passes cope with unknown shapes
+        return model
+
+
+def name_nodes(model: onnx.ModelProto) -> None:
+    """Give every node without a name one, and make names unique: they are how results are told."""
+    seen: set[str] = set()
+    for index, node in enumerate(model.graph.node):
+        name = node.name or f"{node.op_type}_{index}"
+        while name in seen:
+            name += "_"
+        node.name = name
+        seen.add(name)
+
+
+def _means_to_pooling(model: onnx.ModelProto) -> None:
+    """ReduceMean over both axes of a picture → GlobalAveragePool, which has an integer kernel."""
+    graph = Graph(model)
+    for node in graph.proto.node:
+        if node.op_type != "ReduceMean" or not attribute(node, "keepdims", 1):
+            continue
+        axes = attribute(node, "axes")
+        if axes is None and len(node.input) > 1:
+            constant = graph.constant(node.input[1])
+            axes = None if constant is None else constant.tolist()
+        shape = _rank_four(graph, node.input[0])
+        if shape and axes is not None and sorted(axis % 4 for axis in np.ravel(axes).tolist()) == [2, 3]:
+            pooled = helper.make_node("GlobalAveragePool", [node.input[0]], [node.output[0]], node.name)
+            node.CopyFrom(pooled)
+
+
+def _rank_four(graph: Graph, name: str) -> bool:
+    """A value that is sure to be (batch, channels, height, width)."""
+    shape = graph.shape(name)
+    if shape is not None:
+        return len(shape) == 4
+    node = graph.producers.get(name)
+    while node is not None and node.op_type in ("Relu", "Clip", "Add", "LeakyRelu", "HardSwish", "Sigmoid", "Mul"):
+        node = graph.producers.get(node.input[0])
+    if node is None or node.op_type != "Conv":
+        return False
+    weight = graph.constant(node.input[1])
+    return weight is not None and weight.ndim == 4
