@@ -81,6 +81,8 @@ class ModelInfo(Record):
     layers: tuple[LayerInfo, ...] = ()
     operators: tuple[str, ...] = ()
     """The kinds of operation in it ("Conv", "MatMul", "LSTM", …), ONNX names."""
+    notes: tuple[str, ...] = ()
+    """Sentences the user should know about it (it takes one batch size only, its test data is made up)."""
 
 
 # --- variants --------------------------------------------------------------------------------------
@@ -189,7 +191,7 @@ class Latency(Record, tag="latency"):
     speedup: Ratio | None = None
     speedup_over_parent: Ratio | None = None
     noise_floor: float | None = None
-    """Half-width of the A/A interval (baseline against itself), as a fraction."""
+    """How far from 1 the A/A interval (baseline against a second load of itself) reaches, as a fraction."""
 
 
 class Accuracy(Record, tag="accuracy"):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -42,6 +43,16 @@ class Runner(Protocol):
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One forward call. `inputs`: one array per model input, batch on axis 0. Blocks until the result is there."""
+        ...
+
+    def bind(self, inputs: dict[str, np.ndarray]) -> Callable[[], object]:
+        """A function that makes this one call again and again, for timing: inputs already lie on the runner's device,
+        outputs stay there, and it returns when the result is complete. What it returns is of no use to a caller."""
+        ...
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Package → version of what executes the variant, for `Conditions.versions`."""
         ...
 
     def settle(self) -> None:
