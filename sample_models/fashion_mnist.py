@@ -9,6 +9,7 @@ third of that; both are kept for the life of the process, and importing this mod
 """
 
 import lzma
+import math
 from functools import cache
 from pathlib import Path
 
@@ -69,7 +70,7 @@ class Batches:
         self._indices = indices
 
     def __len__(self):
-        return -(-len(self._chosen()) // self.batch_size)
+        return math.ceil(len(self._chosen()) / self.batch_size)
 
     def __iter__(self):
         chosen, random = self._chosen(), np.random.default_rng([self.seed, self.passes])
@@ -92,15 +93,15 @@ def train_batches(sample_shape, batch_size=128, seed=0):
     return Batches("train", batch_size, sample_shape, augment=True, seed=seed)
 
 
-def calibration_batches(sample_shape, batch_size=64):
+def calibration_batches(sample_shape):
     """`CALIBRATION_IMAGES` training images, undistorted; the same ones each time."""
     chosen = np.random.default_rng(0).choice(len(labels("train")), CALIBRATION_IMAGES, replace=False)
-    return Batches("train", batch_size, sample_shape, indices=np.sort(chosen))
+    return Batches("train", 64, sample_shape, indices=np.sort(chosen))
 
 
-def test_batches(sample_shape, batch_size=250):
+def test_batches(sample_shape):
     """The 10,000 test images in their original order."""
-    return Batches("test", batch_size, sample_shape)
+    return Batches("test", 250, sample_shape)
 
 
 def example(sample_shape, batch_size):

@@ -7,7 +7,6 @@ PARAMETERS; ACCURACY.
 from pathlib import Path
 
 import fashion_mnist
-import torch
 from safetensors.torch import load_file
 from torch import nn
 
@@ -20,7 +19,9 @@ class RowLSTM(nn.Module):
 
     def __init__(self, hidden=160, layers=2):
         super().__init__()
-        self.lstm = nn.LSTM(28, hidden, layers, batch_first=True, bidirectional=True, dropout=0.2 if layers > 1 else 0.0)
+        self.lstm = nn.LSTM(
+            28, hidden, layers, batch_first=True, bidirectional=True, dropout=0.2 if layers > 1 else 0.0
+        )
         self.head = nn.Linear(2 * hidden, len(fashion_mnist.CLASSES))
 
     def forward(self, rows):

@@ -7,7 +7,6 @@ Input `images`: float32 (batch, 1, 28, 28), normalised. Output: (batch, 10) clas
 from pathlib import Path
 
 import fashion_mnist
-import torch
 from safetensors.torch import load_file
 from torch import nn
 

@@ -1,9 +1,9 @@
 """Trains the sample models: `python sample_models/train.py [cnn|transformer|lstm|all]`.
 
-Uses the shipped training images alone; the test images are looked at once, after the last epoch, and
-choose nothing. Seeded, so the same machine, thread count and PyTorch version give nearly the same weights. Training runs
-in bfloat16 where the processor has it (AMX or AVX512-BF16: about 2.5 times as fast), the shipped weights
-are those of FP32 masters, rounded to FP16. Minutes on two cores of a 2023 Xeon: see README.md.
+Uses the shipped training images alone. The test images are looked at once, after the last epoch, and choose
+nothing. Runs are seeded: the same machine, thread count and PyTorch version give nearly the same weights.
+The arithmetic is bfloat16 (with AMX or AVX512-BF16 about 2.5 times as fast as float32), the weights are
+float32 all along and rounded to FP16 for shipping. How long it takes: see README.md.
 
 `--prepare-data` makes data/ anew from the Debian package `dataset-fashion-mnist`.
 """
