@@ -3,8 +3,8 @@
 A GPU box is a place where things go wrong while one looks: a board falls off the bus, an upgrade replaces
 the library under a running driver, a container loses its devices, half the fields are not supported or not
 permitted. So each figure is asked for on its own: what the driver will not say is None, a lost GPU keeps its
-place with the reason as its `status` while the others go on, and everything is opened again every
-`REOPEN_SECONDS` until it answers.
+place with the reason as its `status` while the others go on, and everything is opened again after
+`REOPEN_SECONDS`, then less and less often, until it answers.
 
 Units are those of `protocol.GpuSample`. GPUs keep the index they had when first seen (matched by UUID), so that
 a chart never continues with another board's figures. Not thread-safe; calls may block for milliseconds.
@@ -23,6 +23,9 @@ from .protocol import Gpu, GpuSample
 
 REOPEN_SECONDS = 5.0
 """How long to wait before the library is opened again after it, or a GPU, was lost."""
+
+REOPEN_SECONDS_AT_MOST = 60.0
+"""The wait doubles up to this: starting NVML on a box of eight GPUs may take seconds of a measurement's time."""
 
 SLOW_SECONDS = 5.0
 """Age up to which the process list and the memory clock are kept: the driver takes milliseconds for them."""
@@ -85,6 +88,7 @@ class GpuReader:
         self._nvml: ModuleType | None = None
         self._boards: list[_Board] = []
         self._open_at = float("-inf")
+        self._wait = REOPEN_SECONDS
 
     def describe(self) -> tuple[Gpu, ...]:
         """Every GPU seen so far, also one that is lost by now."""
@@ -126,12 +130,16 @@ class GpuReader:
         if self._clock() < self._open_at:
             return
         self.close()
-        self._open_at = float("inf")
         self.status = self._open()
         if self.status:
-            self._open_at = self._clock() + REOPEN_SECONDS
             for board in self._boards:
                 board.status = self.status
+        if self.status or any(board.handle is None for board in self._boards):
+            self._open_at = self._clock() + self._wait
+            self._wait = min(2 * self._wait, REOPEN_SECONDS_AT_MOST)
+        else:
+            self._open_at = float("inf")
+            self._wait = REOPEN_SECONDS
 
     def _open(self) -> str:
         """Why there is nothing to read, or ""."""
@@ -150,6 +158,8 @@ class GpuReader:
                 )
             return STATUS.get(error.value, f"NVML did not start (error {error.value})")
         self._nvml = pynvml
+        for board in self._boards:
+            board.status = ""
         try:
             self.driver = _text(pynvml.nvmlSystemGetDriverVersion())
             count = pynvml.nvmlDeviceGetCount()
@@ -160,7 +170,6 @@ class GpuReader:
         for board in self._boards:
             if board.handle is None:
                 board.status = board.status or STATUS[15]
-                self._open_at = self._clock() + REOPEN_SECONDS
         return "" if self._boards else NO_GPU
 
     def _find(self, nvml_index: int) -> None:
@@ -255,7 +264,7 @@ class GpuReader:
         if code in LOST:
             board.forget()
             board.status = STATUS[code]
-            self._open_at = min(self._open_at, now + REOPEN_SECONDS)
+            self._open_at = min(self._open_at, now + self._wait)
         elif code in NEVER:
             board.not_before[name] = float("inf")
         else:
@@ -299,7 +308,7 @@ class GpuReader:
         """
         for version in ("v3", "v2"):
             name = f"nvmlDeviceGet{kind}RunningProcesses_{version}"
-            found = self._ask(board, name, lambda h: getattr(self._nvml, name)(h))  # noqa: B023: called at once
+            found = self._ask(board, name, lambda h: getattr(self._nvml, name)(h))  # noqa: B023  called at once
             if found is not None:
                 return found
         return ()

@@ -221,7 +221,7 @@ def test_a_gpu_lost_in_the_middle_keeps_its_place_and_comes_back(driver: Path, t
         gpus(two)  # after a moment the driver has only one left, and numbers it anew
         renumbered = t.sample()
         gpus(HEALTHY, two)
-        wait(6)
+        wait(11)  # every attempt that fails doubles the wait for the next
         show(lost=lost, renumbered=renumbered, back=t.sample())
         """,
         driver,
@@ -249,7 +249,7 @@ def test_a_driver_reset_in_the_middle_is_survived(driver: Path, tmp_path: Path) 
             wait(3)
             away.append(t.sample())
         gpus(HEALTHY)
-        wait(6)
+        wait(60)
         show(away=away, back=t.sample())
         """,
         driver,
