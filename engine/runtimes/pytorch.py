@@ -1,0 +1,85 @@
+"""PyTorch eager: the module as its author wrote it, on the CPU or one CUDA device.
+
+Runs under inference mode with `threads` intra-op threads (a setting of the whole process: of two runners in one
+worker the last one loaded decides, which is why both arms of a comparison get the same number).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from . import RuntimeUnavailable
+
+if TYPE_CHECKING:
+    from ..context import LoadedVariant
+
+
+class PyTorchRunner:
+    """A module on its device. See `Runner`."""
+
+    runtime = "pytorch"
+    providers: tuple[str, ...] = ()
+
+    def __init__(self, variant: LoadedVariant, device: str, threads: int | None) -> None:
+        self.model = variant.model
+        self.module = variant.module().to(device)
+        self.device = device
+        self.threads = threads if threads is not None else torch.get_num_threads()
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {"torch": torch.__version__} | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
+
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with torch.inference_mode():
+            return self.model.call(self.module, inputs)
+
+    def bind(self, inputs: dict[str, np.ndarray]) -> Callable[[], object]:
+        """On a GPU the returned function ends when the kernels have: a synchronisation is part of the time."""
+        args, kwargs = self.model.torch_args(inputs)
+        args, kwargs = _moved(args, self.device), _moved(kwargs, self.device)
+        module, on_gpu = self.module, self.device != "cpu"
+
+        def call() -> object:
+            with torch.inference_mode():
+                output = module(*args, **kwargs)
+            if on_gpu:
+                torch.cuda.synchronize(self.device)
+            return output
+
+        return call
+
+    def settle(self) -> None:
+        """Nothing to stop: OpenMP's threads were measured to sleep within 0.1 ms of a call (torch 2.13, libgomp)."""
+
+    def close(self) -> None:
+        del self.module
+        if self.device != "cpu":
+            torch.cuda.empty_cache()
+
+
+def load(variant: LoadedVariant, device: str = "cpu", threads: int | None = None) -> PyTorchRunner:
+    """Load a PyTorch variant. Raises RuntimeUnavailable when the device is not there."""
+    if device != "cpu":
+        if not torch.cuda.is_available():
+            raise RuntimeUnavailable(f"PyTorch sees no CUDA device, so {variant.record.name} cannot run on {device}.")
+        index = torch.device(device).index or 0
+        if index >= torch.cuda.device_count():
+            raise RuntimeUnavailable(f"There is no {device}: PyTorch sees {torch.cuda.device_count()} CUDA device(s).")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return PyTorchRunner(variant, device, threads)
+
+
+def _moved(value, device):  # type: ignore[no-untyped-def]
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(inner, device) for key, inner in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_moved(inner, device) for inner in value)
+    return value
