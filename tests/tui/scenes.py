@@ -1,0 +1,367 @@
+"""Hand-made snapshots and an engine that is not there: what the dashboard's tests and pictures draw.
+
+Everything is fixed (the clock too), so a picture of it never changes by itself.
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from textual.app import App
+
+from engine.client import EngineError
+from engine.folding import fold
+from engine.protocol import (
+    Accuracy,
+    Changed,
+    Conditions,
+    Failed,
+    FileRecord,
+    Gpu,
+    GpuSample,
+    Hardware,
+    Job,
+    Latency,
+    LayerInfo,
+    Left,
+    ModelInfo,
+    ModelSource,
+    Processor,
+    Queued,
+    Ratio,
+    RecipeRun,
+    Running,
+    SessionOptions,
+    Snapshot,
+    Step,
+    Succeeded,
+    TelemetrySample,
+    TensorSpec,
+    Variant,
+)
+from tui.app import TrimtabApp
+
+NOW = 1_790_000_000.0
+"""The moment of every scene."""
+
+HOSTILE = "conv[/]x\x1b]52;c;AAAA\x07\u202e[red]"
+"""A name that would be markup, write to the clipboard, and turn the writing direction."""
+
+PROCESSOR = Processor(
+    name="AMD EPYC 7763 64-Core Processor",
+    features=("avx2", "avx512", "vnni"),
+    physical_cores=4,
+    logical_cores=8,
+    memory_bytes=16 * 2**30,
+)
+
+OPTIONS = SessionOptions(target="cpu-vnni")
+
+CONDITIONS = {
+    runtime: Conditions(runtime=runtime, device="cpu", processor="avx2 avx512 vnni", threads=4)
+    for runtime in ("pytorch", "onnxruntime")
+}
+
+
+def variant(id: str, name: str, parent: str | None, technique: str | None, size: int, age: float, **more: Any) -> Variant:
+    """A variant with one file."""
+    onnx = technique is not None and technique != "prune-structured"
+    return Variant(
+        id=id,
+        name=name,
+        parent=parent,
+        technique=technique,
+        parameters=more.pop("parameters", {}),
+        format="onnx" if onnx else "pytorch",
+        files=(FileRecord(path="model.onnx" if onnx else "weights.safetensors", sha256="ab" * 32, size_bytes=size),),
+        size_bytes=size,
+        created=NOW - age,
+        target="cpu-vnni",
+        processor="avx2 avx512 vnni",
+        parameter_count=more.pop("parameter_count", 2_797_610),
+        macs=more.pop("macs", 139_000_000),
+        **more,
+    )
+
+
+def latency(variant: str, batch: int, p50: float, ratio: float | None, spread: float = 0.02, **more: Any) -> Latency:
+    """A latency; `ratio` None for the baseline itself."""
+    runtime = more.pop("runtime", "onnxruntime")
+    verdict = "SAME" if ratio and abs(ratio - 1) <= spread else "FASTER" if ratio and ratio > 1 else "SLOWER"
+    against = f"baseline · pytorch · cpu · batch {batch}"
+    speedup = (
+        Ratio(ratio=ratio, low=ratio * (1 - spread), high=ratio * (1 + spread), verdict=verdict, against=against)
+        if ratio
+        else None
+    )
+    return Latency(
+        id=f"l-{variant}-{runtime}-{batch}",
+        variant=variant,
+        job="j1",
+        created=NOW - 100,
+        conditions=CONDITIONS[runtime],
+        batch_size=batch,
+        p50_ms=p50,
+        p90_ms=p50 * 1.08,
+        p99_ms=p50 * 1.31,
+        throughput_per_s=batch / p50 * 1000 * 0.98,
+        samples=400,
+        speedup=speedup,
+        speedup_over_parent=speedup,
+        noise_floor=0.011,
+    )
+
+
+def accuracy(variant: str, value: float, drop: float, verdict: Any, spread: float = 0.003, **more: Any) -> Accuracy:
+    """An accuracy on 10,000 labelled samples."""
+    return Accuracy(
+        id=f"a-{variant}",
+        variant=variant,
+        job="j1",
+        created=NOW - 90,
+        conditions=CONDITIONS[more.pop("runtime", "onnxruntime")],
+        kind=more.pop("kind", "accuracy"),
+        value=value,
+        samples=10_000,
+        drop=drop,
+        low=drop - spread,
+        high=drop + spread,
+        limit=0.01,
+        verdict=verdict,
+        baseline_value=0.9241,
+        flipped_to_wrong=61,
+        flipped_to_right=40,
+        cosine=0.9968,
+        sentence="The drop is 0.21 points (95 % interval −0.09 to 0.51), within the limit of 1.00.",
+    )
+
+
+VARIANTS = (
+    variant("v0", "baseline", None, None, 11_214_000, 900),
+    variant("v1", "onnx", "v0", "export-onnx", 11_209_000, 800, changed=Changed(
+        summary="Exported with a dynamic batch axis; outputs equal PyTorch's at batch 1 and 8.", touched=("graph",))),
+    variant("v2", "int8", "v1", "quantize-static", 2_934_000, 700,
+            parameters={"calibration_samples": 256, "per_channel": True, "activations": "uint8"},
+            changed=Changed(
+                summary="56 of 64 nodes run in INT8.",
+                touched=tuple(f"node_conv_{n}" for n in range(56)),
+                left=(Left(name="node_add_3", reason="the most sensitive by SQNR: 8 of 64 stay in float"),
+                      Left(name="node_softmax", reason="no INT8 kernel in ONNX Runtime")),
+                figures={"quantized_weight_share": 0.962, "calibration_samples": 256})),
+    variant("v3", "int8-dynamic", "v1", "quantize-dynamic", 10_950_000, 600),
+    variant("v4", "prune 50 %", "v0", "prune-structured", 3_120_000, 500, parameter_count=702_000, macs=36_000_000),
+)
+
+MEASUREMENTS = (
+    latency("v0", 8, 9.80, None, runtime="pytorch"), latency("v0", 1, 2.41, None, runtime="pytorch"),
+    accuracy("v0", 0.9241, 0.0, "PASS", runtime="pytorch"),
+    latency("v1", 8, 4.30, 2.28, 0.03), latency("v1", 1, 1.02, 2.36, 0.04), accuracy("v1", 0.9241, 0.0, "PASS", 0.0),
+    latency("v2", 8, 2.38, 4.11, 0.09), latency("v2", 1, 0.61, 3.95, 0.05), accuracy("v2", 0.9220, 0.0021, "PASS"),
+    latency("v3", 8, 12.9, 0.76, 0.05), latency("v3", 1, 3.3, 0.73, 0.02),
+    accuracy("v3", 0.9236, 0.0005, "NOT ENOUGH DATA", 0.011),
+    latency("v4", 8, 5.16, 1.90, 0.02, runtime="pytorch"), latency("v4", 1, 1.3, 1.85, 0.02, runtime="pytorch"),
+    accuracy("v4", 0.9102, 0.0139, "FAIL", runtime="pytorch"),
+)
+
+JOBS = (
+    Job(id="j0", kind="open-model", title="open residual_cnn.py", created=NOW - 910,
+        state=Succeeded(started=NOW - 910, finished=NOW - 900, variants=("v0",), summary="labelled test data, 64 layers")),
+    Job(id="j1", kind="export-onnx", title="export-onnx on baseline", created=NOW - 810, variant="v0",
+        state=Succeeded(started=NOW - 810, finished=NOW - 801.9, variants=("v1",), summary="onnx: outputs equal")),
+    Job(id="j2", kind="quantize-static", title="quantize-static on onnx", created=NOW - 741, variant="v1",
+        state=Succeeded(started=NOW - 741, finished=NOW - 700, variants=("v2",), summary="int8: 56 of 64 nodes in INT8")),
+    Job(id="j3", kind="quantize-dynamic", title="quantize-dynamic on int8", created=NOW - 400, variant="v2",
+        state=Failed(started=NOW - 400, finished=NOW - 399,
+                     reason="int8 is quantized already: apply quantize-dynamic to its parent onnx.", cause="refused")),
+    Job(id="j4", kind="quantize-static", title="quantize-static on onnx", created=NOW - 60, variant="v1",
+        state=Running(started=NOW - 57, pid=4242, done=27, total=64, message="calibrating batch 27 of 64")),
+    Job(id="j5", kind="latency", title="latency of int8", created=NOW - 50, variant="v2",
+        state=Queued(waiting_for="cpu")),
+)
+
+
+def telemetry(gpus: int = 0, seconds: float = 120.0) -> tuple[TelemetrySample, ...]:
+    """Two minutes at 2 Hz: waves, a plateau, and a job in the second half."""
+    samples = []
+    count = int(seconds * 2)
+    for step in range(count):
+        t = NOW - seconds + (step + 1) / 2
+        wave = 0.5 + 0.4 * math.sin(step / 14) * math.cos(step / 37)
+        busy = 0.97 if 120 < step < 170 else wave
+        cores = tuple(min(max(busy + 0.25 * math.sin(step / 5 + core), 0.02), 1.0) for core in range(8))
+        samples.append(
+            TelemetrySample(
+                time=t,
+                cpu=busy,
+                cores=cores,
+                memory_used_bytes=int((5.2 + 2.2 * step / count) * 2**30),
+                memory_total_bytes=16 * 2**30,
+                gpus=tuple(
+                    GpuSample(
+                        index=index,
+                        utilisation=min(max(busy - 0.3 * index, 0.0), 1.0),
+                        memory_used_bytes=int((12.4 + 20 * index) * 2**30),
+                        memory_total_bytes=80 * 2**30,
+                        power_w=312.0 - 90 * index,
+                        temperature_c=62.0 + index,
+                        sm_clock_mhz=1980,
+                        memory_clock_mhz=2619,
+                        throttle=("power cap",) if index == 1 else (),
+                    )
+                    for index in range(gpus)
+                ),
+                job="j4" if step > 125 else None,
+            )
+        )
+    return tuple(samples)
+
+
+def hardware(gpus: int = 0) -> Hardware:
+    """This machine, with so many GPUs."""
+    return Hardware(
+        hostname="gpu-box",
+        processor=PROCESSOR,
+        gpus=tuple(
+            Gpu(index=index, uuid=f"GPU-{index}", name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30,
+                power_limit_w=700.0, compute_capability="9.0")
+            for index in range(gpus)
+        ),
+        driver="580.12" if gpus else None,
+    )
+
+
+def model(name: str = "residual_cnn") -> ModelInfo:
+    """What the model file offers."""
+    return ModelInfo(
+        name=name,
+        source=ModelSource(path=f"/models/{name}.py", kind="python", sha256="cd" * 32),
+        inputs=(TensorSpec(name="image", dtype="float32", shape=("batch", 1, 28, 28)),),
+        outputs=(TensorSpec(name="logits", dtype="float32", shape=("batch", 10)),),
+        offers=("train_data", "test_data"),
+        labelled=True,
+        layers=(LayerInfo(name="stem.conv", type="Conv2d", parameter_count=320),),
+        operators=("Conv", "Relu", "Gemm"),
+    )
+
+
+def work(gpus: int = 0) -> Snapshot:
+    """The middle of an afternoon: five variants, a job at work, one waiting, one that failed."""
+    return Snapshot(
+        seq=41,
+        session="/work/residual_cnn.trimtab",
+        hardware=hardware(gpus),
+        options=OPTIONS,
+        model=model(),
+        variants=VARIANTS,
+        measurements=MEASUREMENTS,
+        jobs=JOBS,
+        telemetry=telemetry(gpus),
+    )
+
+
+def fresh() -> Snapshot:
+    """A session in which nothing has happened."""
+    return Snapshot(seq=1, session="/work/new.trimtab", hardware=hardware(), options=OPTIONS, telemetry=telemetry())
+
+
+def hostile() -> Snapshot:
+    """Every foreign text there is, hostile."""
+    snapshot = work(1)
+    bad = HOSTILE
+    return msgspec.structs.replace(
+        snapshot,
+        session=f"/tmp/{bad}",
+        model=msgspec.structs.replace(model(), name=bad, outputs=(TensorSpec(name=bad, dtype=bad, shape=(bad,)),)),
+        options=msgspec.structs.replace(snapshot.options, target=bad),
+        variants=tuple(
+            msgspec.structs.replace(
+                one, name=bad + one.name, technique=one.technique and bad, target=bad, processor=bad,
+                parameters={bad: bad},
+                changed=Changed(summary=bad, touched=(bad,), left=(Left(name=bad, reason=bad),), figures={bad: bad}),
+                files=(FileRecord(path=bad, sha256=bad, size_bytes=1),),
+            )
+            for one in snapshot.variants
+        ),
+        measurements=tuple(
+            msgspec.structs.replace(
+                one, conditions=msgspec.structs.replace(
+                    one.conditions, runtime=bad, device=bad, processor=bad, providers=(bad,), versions={bad: bad},
+                    notes=(bad,)),
+                **({"sentence": bad} if isinstance(one, Accuracy) else {}),
+            )
+            for one in snapshot.measurements
+        ),
+        jobs=tuple(
+            msgspec.structs.replace(
+                job, title=bad, kind=bad, device=bad,
+                state=msgspec.structs.replace(job.state, **{
+                    field: bad for field in ("message", "summary", "reason", "waiting_for") if hasattr(job.state, field)
+                }),
+            )
+            for job in snapshot.jobs
+        ),
+        runs=(RecipeRun(id="r", title=bad, created=NOW, error=bad, steps=(
+            Step(name=bad, kind="technique", word=bad, status="refused", reason=bad),)),),
+        hardware=msgspec.structs.replace(
+            snapshot.hardware, hostname=bad, gpu_status=bad,
+            processor=msgspec.structs.replace(PROCESSOR, name=bad, features=(bad,)),
+            gpus=tuple(msgspec.structs.replace(gpu, name=bad) for gpu in snapshot.hardware.gpus)),
+        notices=(bad,),
+    )
+
+
+class SceneEngine:
+    """Stands in for a connected engine client: a snapshot, events a test pushes, and replies a test sets."""
+
+    def __init__(self, state: Snapshot, replies: dict[type, Any] | None = None) -> None:
+        self.state = state
+        self.replies = replies or {}
+        self.asked: list[Any] = []
+        self._events: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def request(self, command: Any) -> Any:
+        self.asked.append(command)
+        reply = self.replies.get(type(command))
+        if callable(reply):
+            reply = reply(command)
+        if reply is None or isinstance(reply, str):
+            raise EngineError(reply or f"This engine has no answer to {type(command).__name__}.")
+        return reply
+
+    async def events(self) -> AsyncIterator[Any]:
+        while (event := await self._events.get()) is not None:
+            self.state = fold(self.state, event)
+            yield event
+
+    def push(self, event: Any) -> None:
+        """Something happened."""
+        self._events.put_nowait(msgspec.structs.replace(event, seq=self.state.seq + 1))
+
+    def vanish(self) -> None:
+        """The connection ends."""
+        self._events.put_nowait(None)
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+def app_of(snapshot: Snapshot, replies: dict[type, Any] | None = None, **options: Any) -> TrimtabApp:
+    """The dashboard on a scene, with a clock that stands still. Its engine is `app.engine`."""
+    engine = SceneEngine(snapshot, replies)
+
+    async def connect(session_directory: Path) -> SceneEngine:
+        return engine
+
+    options.setdefault("theme", "trimtab-dark")
+    app = TrimtabApp(Path("/work/residual_cnn.trimtab"), connect=connect, clock=lambda: NOW, **options)
+    app.animation_level = "none"
+    app.engine = engine  # type: ignore[attr-defined]
+    return app
+
+
+def text_of(app: App[Any]) -> str:
+    """What the terminal shows, as plain text."""
+    return "\n".join("".join(segment.text for segment in line) for line in app.screen._compositor.render_strips())

@@ -1,0 +1,134 @@
+"""The dashboard's side of the engine: attach after the first paint, follow events, attach again when it is lost.
+
+`snapshot` is always something to draw; `link` says whether it is live. While the engine is away the last snapshot
+stays on the screen with its age, and a new attempt is made at growing intervals. An event that changes what the user
+decides by (a result, a job's end) asks for a paint at once, everything else waits for the next tick.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from engine.protocol import (
+    Command,
+    EngineStopping,
+    JobChanged,
+    JobLogged,
+    MetricRecorded,
+    Result,
+    Running,
+    Snapshot,
+    TelemetrySampled,
+)
+
+from .view import NOTHING
+
+if TYPE_CHECKING:
+    from engine.client import EngineClient
+
+Connect = Callable[[Path], Awaitable[Any]]
+"""Gives a connected client; a test passes its own."""
+
+TELEMETRY_HZ = 2.0
+"""What the charts ask for; also the rate of the dashboard's tick."""
+
+PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)
+"""Seconds between attempts to attach again; the last one repeats."""
+
+
+class NotConnected(Exception):
+    """A command was given while there is no engine to give it to."""
+
+
+class Connection:
+    """One engine, followed for as long as the dashboard lives."""
+
+    def __init__(
+        self, session_directory: Path, changed: Callable[[bool], None], clock: Callable[[], float],
+        connect: Connect | None = None,
+    ) -> None:
+        self.session_directory = session_directory
+        self.snapshot: Snapshot = NOTHING
+        self.link: Literal["connecting", "connected", "lost"] = "connecting"
+        self.since = clock()
+        self.reason = ""
+        self.logged: set[str] = set()
+        """Jobs whose log has grown since somebody last looked."""
+        self._client: EngineClient | None = None
+        self._changed = changed
+        self._clock = clock
+        self._connect = connect or _attach
+
+    async def follow(self, on_attached: Callable[[], Awaitable[None]]) -> None:
+        """Attach and follow, for ever. `on_attached` runs after the first attachment."""
+        from engine.client import EngineError
+
+        attempt = 0
+        greeted = False
+        while True:
+            try:
+                self._client = await self._connect(self.session_directory)
+                attempt = 0
+                self._set("connected", "")
+                self._take(self._client.state)
+                if not greeted:
+                    greeted = True
+                    await on_attached()
+                await self._read(self._client)
+                self._set("lost", self.reason or "The connection to the engine ended.")
+            except EngineError as error:
+                self._set("lost", str(error))
+            except OSError as error:
+                self._set("lost", f"The engine cannot be reached: {error}.")
+            await asyncio.sleep(PAUSES[min(attempt, len(PAUSES) - 1)])
+            attempt += 1
+
+    async def request(self, command: Command) -> Result:
+        """Send a command. Raises EngineError or NotConnected, both with a sentence."""
+        if self._client is None or self.link != "connected":
+            raise NotConnected("The engine is not connected; nothing was sent. Try again in a moment.")
+        return await self._client.request(command)
+
+    async def close(self) -> None:
+        """Leave the engine to itself."""
+        if self._client is not None:
+            with contextlib.suppress(Exception):
+                await self._client.aclose()
+
+    async def _read(self, client: "EngineClient") -> None:
+        async for event in client.events():
+            before = self.snapshot
+            if isinstance(event, JobLogged):
+                self.logged.add(event.job)
+            if isinstance(event, EngineStopping):
+                self.reason = event.reason
+            self.snapshot = client.state
+            self._changed(_is_urgent(event, before))
+
+    def _take(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self._changed(True)
+
+    def _set(self, link: Literal["connected", "lost"], reason: str) -> None:
+        if link != self.link:
+            self.since = self._clock()
+        self.link, self.reason = link, reason
+        self._changed(True)
+
+
+def _is_urgent(event: object, before: Snapshot) -> bool:
+    """Whether an event is worth a paint of its own. Progress of a running job, samples and log lines are not."""
+    if isinstance(event, TelemetrySampled | JobLogged | MetricRecorded):
+        return False
+    if isinstance(event, JobChanged) and isinstance(event.job.state, Running):
+        return not any(job.id == event.job.id and isinstance(job.state, Running) for job in before.jobs)
+    return True
+
+
+async def _attach(session_directory: Path) -> Any:
+    """The real engine; started if need be."""
+    from engine.client import connect
+
+    return await connect(session_directory, client="dashboard", telemetry_hz=TELEMETRY_HZ)

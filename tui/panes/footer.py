@@ -1,0 +1,57 @@
+"""The last line: the actions that matter, with their keys; greyed out while they are not available. Clickable.
+
+Own widget because Textual's footer mounts a dozen widgets anew whenever an action's availability changes; this is
+one line that repaints the words that changed.
+"""
+
+from textual import events
+from textual.message import Message
+
+from ..actions import ACTIONS, FOOTER_ORDER, Situation
+from ..lines import LineView, Span
+from ..text import width_of
+
+
+class FooterPane(LineView):
+    """Shows a situation."""
+
+    class Pressed(Message):
+        """An action was clicked."""
+
+        def __init__(self, id: str) -> None:
+            super().__init__()
+            self.id = id
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._ends: list[tuple[int, str]] = []
+
+    def show(self, situation: Situation) -> None:
+        """As many actions as fit, in the order of the registry."""
+        room = self.size.width - 1
+        kept = set()
+        actions = {action.id: action for action in ACTIONS}
+        for id in FOOTER_ORDER:
+            cells = width_of(actions[id].shown_key) + len(actions[id].label) + 3
+            if cells > room:
+                break
+            room -= cells
+            kept.add(id)
+        spans: list[Span] = [(" ", "")]
+        self._ends = []
+        x = 1
+        for action in ACTIONS:
+            if action.id not in kept:
+                continue
+            available = action.reason(situation) is None
+            spans.append((action.shown_key, "key" if available else "faint"))
+            spans.append((f" {action.label}  ", "muted" if available else "faint"))
+            x += width_of(action.shown_key) + len(action.label) + 3
+            self._ends.append((x, action.id))
+        self.set_lines([tuple(spans)])
+
+    def on_click(self, event: events.Click) -> None:
+        for end, id in self._ends:
+            if event.x < end:
+                self.post_message(self.Pressed(id))
+                return

@@ -1,0 +1,200 @@
+"""The machine, live: CPU, memory and every NVIDIA GPU as two minutes of history, the present, and the figure.
+
+    CPU    ⣀⣤⣶⣿⣿⣶⣤⣀⣀⣤⣶⣿▅  38 %
+    cores  ▂▇▁▅                 of 4
+    memory ⣤⣤⣤⣤⣤⣤⣤⣤⣤⣤⣤⣤▄  7.1/15.6 GiB
+    GPU 0  ⣀⣤⣶⣿⣿⣿⣶⣤⣀⣀⣤⣶▇  61 %  62 °C
+           -120 s      -60   now
+
+Each line is label, history, one live column, figure: spans of their own, so that a tick repaints the live column and
+the figure, and the history only when its next column is complete. A value that the machine would not tell is "–".
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from engine.protocol import GpuSample, Hardware, Snapshot, TelemetrySample
+
+from .. import charts, figures
+from ..lines import Line, LineView
+from ..text import clean, fit
+from ..view import STALE_SECONDS, View
+
+WINDOW_SECONDS = 120.0
+"""What the history spans; the engine's snapshot holds as much."""
+
+LABEL, FIGURE = 7, 20
+"""Cells left and right of a chart."""
+
+ROWS_MAXIMUM = 4
+"""Rows of one chart when there is room."""
+
+
+class Gauge(NamedTuple):
+    """One chart: where its value comes from, and what stands beside it (first row first)."""
+
+    label: str
+    value: Callable[[TelemetrySample], float | None]
+    role: str
+    texts: tuple[tuple[str, str], ...]
+
+
+class HardwarePane(LineView, can_focus=True):
+    """See the top of this file."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._histories: dict[tuple[object, ...], list[str]] = {}
+
+    def show(self, snapshot: Snapshot, view: View) -> None:
+        samples = snapshot.telemetry
+        newest = samples[-1] if samples else None
+        age = view.now - newest.time if newest else 0.0
+        stale = newest is not None and age > STALE_SECONDS
+        details = clean(snapshot.hardware.hostname, 24)
+        if stale:
+            details = f"last sample {figures.duration(age)} ago"
+        self.set_caption("3 Hardware", details)
+        if newest is None:
+            self.set_lines([(("No samples yet.", "muted"),)])
+            return
+        self.set_lines(self._draw(snapshot.hardware, samples, newest, stale))
+
+    def _draw(
+        self, hardware: Hardware, samples: tuple[TelemetrySample, ...], newest: TelemetrySample, stale: bool
+    ) -> list[Line]:
+        width, height = self.size.width, self.size.height
+        gauges = _gauges(hardware, newest)
+        cells = max(width - LABEL - FIGURE - 1, 8)
+        step = charts.bucket_seconds(WINDOW_SECONDS, cells)
+        end = math.floor(newest.time / step) * step
+        spare = height - 2 - (not hardware.gpus) - (len(newest.cores) > 1)
+        rows = min(max(spare // max(len(gauges), 1), 1), ROWS_MAXIMUM)
+        lines: list[Line] = []
+        fresh: dict[tuple[object, ...], list[str]] = {}
+        for gauge in gauges:
+            key = (gauge.label, end, step, cells, rows, len(samples) and samples[0].time > end - WINDOW_SECONDS)
+            past = self._histories.get(key)
+            if past is None:
+                values = charts.bucketed(samples, _time, gauge.value, end, step, cells * 2)
+                past = charts.history(values, rows)
+            fresh[key] = past
+            present = charts.column(None if stale else gauge.value(newest), rows)
+            for row in range(rows):
+                text, role = gauge.texts[row] if row < len(gauge.texts) else ("", "")
+                lines.append(
+                    (
+                        (fit(gauge.label if row == 0 else "", LABEL), "muted"),
+                        (past[row], gauge.role),
+                        (present[row], "now"),
+                        (fit(" " + text, FIGURE), "muted" if stale else role),
+                    )
+                )
+            if gauge.label == "CPU" and len(newest.cores) > 1:
+                lines.append(_cores(newest, cells))
+        if not hardware.gpus:
+            lines.append(((fit("GPU", LABEL), "muted"), (clean(hardware.gpu_status, 200), "muted")))
+        lines.append(_axis(cells, step))
+        if height - len(lines) >= 1:
+            lines.append(_processor(hardware))
+        self._histories = fresh
+        return lines
+
+
+def _gauges(hardware: Hardware, newest: TelemetrySample) -> list[Gauge]:
+    """What there is to draw on this machine. With more than two GPUs each gets one chart."""
+    busy = max(newest.cores, default=None)
+    cpu_texts = [(figures.percent(newest.cpu), "strong")]
+    if busy is not None and len(newest.cores) > 1:
+        cpu_texts.append((f"busiest {figures.percent(busy)}", "muted"))
+    used, total = newest.memory_used_bytes, newest.memory_total_bytes
+    share = used / total if used is not None and total else None
+    memory_texts = [(figures.memory(used, total), "strong"), (figures.percent(share), "muted")]
+    gauges = [
+        Gauge("CPU", lambda sample: sample.cpu, "chart", tuple(cpu_texts)),
+        Gauge("memory", _memory_share, "chart-memory", tuple(memory_texts)),
+    ]
+    for gpu in hardware.gpus:
+        now = _gpu(newest, gpu.index)
+        name = f"GPU {gpu.index}"
+        if now is None or now.status:
+            reason = clean(now.status if now else "no sample", 60)
+            gauges.append(Gauge(name, _of_gpu(gpu.index, lambda one: one.utilisation), "chart-gpu", ((reason, "warn"),)))
+            continue
+        heat = "–" if now.temperature_c is None else f"{now.temperature_c:.0f} °C"
+        clock = "" if now.sm_clock_mhz is None else f" {now.sm_clock_mhz} MHz"
+        power = "" if now.power_w is None else f"{now.power_w:.0f}" + (
+            f"/{gpu.power_limit_w:.0f} W" if gpu.power_limit_w else " W"
+        )
+        throttle = clean(", ".join(now.throttle), 60)
+        memory = figures.memory(now.memory_used_bytes, now.memory_total_bytes or gpu.memory_bytes)
+        first = (f"{figures.percent(now.utilisation)} {heat}", "strong")
+        second = (f"! {throttle}", "warn") if throttle else (power + clock, "muted")
+        utilisation = _of_gpu(gpu.index, lambda one: one.utilisation)
+        if len(hardware.gpus) > 2:
+            one_line = (f"{figures.percent(now.utilisation)} {memory}", "strong")
+            gauges.append(Gauge(name, utilisation, "chart-gpu", (one_line, second, (heat, "muted"))))
+            continue
+        rest = ((power + clock, "muted"),) if throttle else ((clean(gpu.name, 40), "muted"),)
+        gauges.append(Gauge(name, utilisation, "chart-gpu", (first, second, *rest)))
+        gauges.append(
+            Gauge(
+                " memory",
+                _of_gpu(gpu.index, lambda one: _share(one.memory_used_bytes, one.memory_total_bytes)),
+                "chart-memory",
+                ((memory, "strong"),),
+            )
+        )
+    return gauges
+
+
+def _cores(newest: TelemetrySample, cells: int) -> Line:
+    """All cores of this moment, one cell each, as many as fit."""
+    shown = newest.cores[: max(cells, 8)]
+    more = f"of {len(newest.cores)}" if len(shown) < len(newest.cores) else f"{len(newest.cores)} cores"
+    return (
+        (fit(" cores", LABEL), "muted"),
+        (fit(charts.sparkbar(shown), cells + 1), "chart"),
+        (fit(" " + more, FIGURE), "muted"),
+    )
+
+
+def _axis(cells: int, step: float) -> Line:
+    """When it was, under the charts."""
+    span = cells * 2 * step
+    left, middle = f"-{span:.0f} s", f"-{span / 2:.0f}"
+    text = fit(left, cells // 2 - len(middle) // 2) + middle
+    return ((" " * LABEL, ""), (fit(text, cells - 2), "faint"), ("now", "faint"))
+
+
+def _processor(hardware: Hardware) -> Line:
+    """The processor's name and the features that decide how fast INT8 runs."""
+    features = " ".join(hardware.processor.features)
+    return ((" " * LABEL, ""), (clean(f"{hardware.processor.name} · {features or 'no SIMD extensions'}", 120), "faint"))
+
+
+def _time(sample: TelemetrySample) -> float:
+    return sample.time
+
+
+def _memory_share(sample: TelemetrySample) -> float | None:
+    return _share(sample.memory_used_bytes, sample.memory_total_bytes)
+
+
+def _share(used: float | None, total: float | None) -> float | None:
+    return used / total if used is not None and total else None
+
+
+def _gpu(sample: TelemetrySample, index: int) -> GpuSample | None:
+    return next((gpu for gpu in sample.gpus if gpu.index == index), None)
+
+
+def _of_gpu(index: int, value: Callable[[GpuSample], float | None]) -> Callable[[TelemetrySample], float | None]:
+    """A gauge's value: of one GPU of a sample, None where the sample does not have it."""
+
+    def read(sample: TelemetrySample) -> float | None:
+        gpu = _gpu(sample, index)
+        return value(gpu) if gpu is not None else None
+
+    return read

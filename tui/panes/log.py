@@ -1,0 +1,108 @@
+"""The log of the chosen job, or the engine's own: wrapped, following its end, and selectable with the mouse.
+
+The engine keeps the whole log in a file; this pane holds the last `LINES_MAXIMUM` lines of what it was fed. It
+follows the end until the user scrolls up, and again from when they come back to it.
+"""
+
+from collections import deque
+from typing import ClassVar
+
+from rich.segment import Segment
+from textual.binding import Binding, BindingType
+from textual.selection import Selection
+from textual.strip import Strip
+
+from ..lines import Line, LineView
+from ..text import clean, wrap
+
+LINES_MAXIMUM = 2000
+"""Lines kept on the screen's side."""
+
+LINE_LIMIT = 2000
+"""Characters shown of one line."""
+
+
+class LogPane(LineView, can_focus=True):
+    """`start` names what follows, `feed` adds text as it arrives."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("j", "scroll_down", show=False),
+        Binding("k", "scroll_up", show=False),
+        Binding("g", "scroll_home", show=False),
+        Binding("G", "scroll_end", show=False),
+    ]
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._raw: deque[str] = deque(maxlen=LINES_MAXIMUM)
+        self._part = ""
+        self._width = 0
+
+    def start(self, title: str, number: str = "4 ") -> None:
+        """Forget the old text; what is fed from now on belongs to `title` (foreign text is cleaned)."""
+        self._raw.clear()
+        self._part = ""
+        self.set_caption(f"{number}Log", clean(title, 60))
+        self.set_lines([])
+
+    def feed(self, text: str) -> None:
+        """Add a piece of the log; it may end in the middle of a line."""
+        *whole, self._part = (self._part + text).split("\n")
+        if len(self._part) > 16 * LINE_LIMIT:
+            whole.append(self._part)
+            self._part = ""
+        following = self.is_vertical_scroll_end or not self.lines
+        fresh: list[Line] = []
+        for line in whole[-LINES_MAXIMUM:]:
+            shown = clean(line.rstrip("\r").expandtabs(4), LINE_LIMIT)
+            self._raw.append(shown)
+            fresh += self._wrapped(shown)
+        lines = [*self.lines, *fresh][-LINES_MAXIMUM:]
+        if fresh:
+            self.set_lines(lines)
+            if following:
+                self.scroll_end(animate=False, immediate=True, x_axis=False)
+
+    def on_resize(self) -> None:
+        if self.size.width != self._width:
+            self._width = self.size.width
+            lines = [line for shown in self._raw for line in self._wrapped(shown)]
+            self.set_lines(lines[-LINES_MAXIMUM:])
+            self.scroll_end(animate=False, immediate=True, x_axis=False)
+
+    @property
+    def allow_select(self) -> bool:
+        return True
+
+    def get_selection(self, selection: Selection) -> tuple[str, str] | None:
+        """The selected text, as shown."""
+        text = "\n".join("".join(part for part, _ in line) for line in self.lines)
+        return selection.extract(text), "\n"
+
+    def selection_updated(self, selection: Selection | None) -> None:
+        self.refresh()
+
+    def render_line(self, y: int) -> Strip:
+        strip = super().render_line(y)
+        row = y + self.scroll_offset.y
+        selection = self.text_selection
+        span = selection.get_span(row) if selection is not None else None
+        if span is not None:
+            start, end = span
+            end = strip.cell_length if end == -1 else end
+            chosen = self.screen.get_component_rich_style("screen--selection")
+            before, inside, after = strip.crop(0, start), strip.crop(start, end), strip.crop(end)
+            marked = Strip([Segment(text, (style + chosen) if style else chosen) for text, style, _ in inside])
+            strip = Strip.join([before, marked, after])
+        return strip.apply_offsets(self.scroll_offset.x, row)
+
+    def _wrapped(self, shown: str) -> list[Line]:
+        """One line of the log as lines of the pane; what follows a break is indented."""
+        lowered = shown[:80].lower()
+        role = "bad" if "error" in lowered or "traceback" in lowered else "warn" if "warning" in lowered else ""
+        width = max(self.size.width, 20)
+        if len(shown) <= width:
+            return [((shown, role),)]
+        first, *rest = wrap(shown, width - 2)
+        indent = len(shown) - len(shown.lstrip())
+        return [((" " * min(indent, 8) + first, role),), *((("  " + part, role),) for part in rest)]
