@@ -79,12 +79,15 @@ class Calibrator:
                 if name in found and found[name].high > found[name].low:
                     seen = found[name]
                     histograms[name] += np.histogram(value, BINS, range=(seen.low, seen.high))[0]
-        narrow = (
-            (lambda counts, seen: percentile_range(counts, seen, percentile))
-            if method == "percentile"
-            else entropy_range
-        )
-        return {name: narrow(histograms[name], seen) if seen.high > seen.low else seen for name, seen in found.items()}
+        for name, seen in found.items():
+            if seen.high > seen.low:
+                counts = histograms[name]
+                found[name] = (
+                    percentile_range(counts, seen, percentile)
+                    if method == "percentile"
+                    else entropy_range(counts, seen)
+                )
+        return found
 
     def means(self, names: Sequence[str], watch: Watch = lambda share: None) -> dict[str, np.ndarray]:
         """Mean of each value by channel: over all axes but axis 1, or the last one for values of 2 or 3 axes."""
@@ -143,9 +146,10 @@ def percentile_range(counts: np.ndarray, seen: Range, percentile: float) -> Rang
     outside = 1 - percentile / 100
     if seen.low < 0 < seen.high:
         outside /= 2
-    low = edges[np.searchsorted(cumulated, outside)] if seen.low < 0 else seen.low
-    high = edges[min(np.searchsorted(cumulated, 1 - outside) + 1, counts.size)] if seen.high > 0 else seen.high
-    return Range(float(low), float(high))
+    first, last = np.searchsorted(cumulated, [outside, 1 - outside]).tolist()
+    low = float(edges[first]) if seen.low < 0 else seen.low
+    high = float(edges[min(last + 1, counts.size)]) if seen.high > 0 else seen.high
+    return Range(low, high)
 
 
 def entropy_range(counts: np.ndarray, seen: Range) -> Range:

@@ -16,7 +16,7 @@ import re
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ TRACE_BATCH = 2
 """Batch size to trace with: 0 and 1 are specialised by torch.export, and would close the axis."""
 
 
-FOLD_ALL = {"input_size_limit": 1 << 30, "output_size_limit": 1 << 30}
+FOLD_ALL: dict[str, Any] = {"input_size_limit": 1 << 30, "output_size_limit": 1 << 30}
 """Fold weights too: recurrent layers come as dozens of Slices of their weights. The default limit is 8 KiB."""
 
 
@@ -106,10 +106,11 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
 
 def explain_failure(error: BaseException) -> str:
     """The part of an exporter's error that a user can act on: the operator and the layer, else its first line."""
-    chain, text = error, ""
+    chain: BaseException | None = error
+    text = ""
     while chain is not None:
         text += f"{chain}\n"
-        chain = chain.__cause__ or chain.__context__  # type: ignore[assignment]
+        chain = chain.__cause__ or chain.__context__
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     operator = re.search(
         r"No ONNX function found for <OpOverload\(op='([\w.]+)'|operator '?([\w:]+)'? to ONNX"
@@ -125,8 +126,8 @@ def explain_failure(error: BaseException) -> str:
     if "data-dependent" in text or "Could not guard" in text or "GuardOnDataDependentSymNode" in text:
         return f"its control flow depends on the values of a tensor{where}"
     root = error
-    while (root.__cause__ or root.__context__) is not None:
-        root = root.__cause__ or root.__context__  # type: ignore[assignment]
+    while (below := root.__cause__ or root.__context__) is not None:
+        root = below
     lines = [line.strip() for line in str(root).splitlines() if line.strip()]
     return f"{type(root).__name__}: {lines[0][:200] if lines else 'no message'}{where}".rstrip(".")
 
@@ -227,7 +228,7 @@ def _finish(
     return model, before
 
 
-def _folded(raw: onnx.ModelProto, **limits: int) -> onnx.ModelProto:
+def _folded(raw: onnx.ModelProto, **limits: Any) -> onnx.ModelProto:
     graph = ir.from_proto(raw)
     onnxscript.optimizer.optimize(graph, **limits)
     DeduplicateInitializersPass()(graph)
@@ -248,6 +249,8 @@ def _name_after_layers(graph: onnx.GraphProto) -> None:
     for tensor in graph.initializer:
         if tensor.name.startswith("module."):
             renamed[tensor.name] = tensor.name = tensor.name.removeprefix("module.")
+    for value in graph.value_info:
+        value.name = renamed.get(value.name, value.name)
     seen: Counter[str] = Counter()
     for node in graph.node:
         for index, name in enumerate(node.input):
@@ -280,7 +283,10 @@ def _captured(text: io.StringIO) -> Iterator[None]:
     # torch gives every logger of its own a handler that writes to standard error
     names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in ("torch", "onnxscript")]
     loggers = [logging.getLogger(name) for name in {"torch", "onnxscript", "onnx_ir", *names}]
-    show: Callable[..., None] = lambda message, *rest, **more: text.write(f"{message}\n")  # noqa: E731
+
+    def show(message: Warning | str, *rest: Any, **more: Any) -> None:
+        text.write(f"{message}\n")
+
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text), warnings.catch_warnings():
         warnings.simplefilter("default")
         warnings.showwarning = show

@@ -52,16 +52,19 @@ def quantize_weights(
     if clip_search:
         scales = _least_error(moved, scales, limit)
     scales = scales.astype(np.float32)
-    spread = scales.reshape(()) if axis is None else scales.reshape([-1 if i == axis else 1 for i in range(weights.ndim)])
-    integers = np.clip(np.rint(weights / spread), -limit, limit).astype(np.int8)
-    return integers, scales.reshape(()) if axis is None else scales
+    scales = scales.reshape(()) if axis is None else scales
+    integers = np.clip(np.rint(weights / along(scales, axis, weights.ndim)), -limit, limit).astype(np.int8)
+    return integers, scales
 
 
 def dequantize_weights(integers: np.ndarray, scales: np.ndarray, axis: int | None) -> np.ndarray:
     """What quantized weights stand for."""
-    if axis is None:
-        return integers.astype(np.float32) * scales
-    return integers.astype(np.float32) * scales.reshape([-1 if i == axis else 1 for i in range(integers.ndim)])
+    return integers.astype(np.float32) * along(scales, axis, integers.ndim)
+
+
+def along(scales: np.ndarray, axis: int | None, axes: int) -> np.ndarray:
+    """Scales shaped so that they broadcast over weights with this many axes."""
+    return scales if axis is None else scales.reshape([-1 if index == axis else 1 for index in range(axes)])
 
 
 def _least_error(rows: np.ndarray, scales: np.ndarray, limit: int) -> np.ndarray:

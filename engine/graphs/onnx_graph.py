@@ -105,7 +105,7 @@ class Graph:
     def add_constant(self, name: str, array: np.ndarray) -> str:
         """Add an initializer; gives its (unique) name."""
         name = self.unique(name)
-        tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        tensor = numpy_helper.from_array(np.array(array, order="C"), name)  # a scale of shape (1,) is not fused
         self.proto.initializer.append(tensor)
         self.initializers[name] = self.proto.initializer[-1]
         return name
@@ -152,7 +152,8 @@ class Graph:
 
     def opset(self, domain: str = "") -> int:
         """Version of an operator set, 0 if the model does not use it."""
-        return next((entry.version for entry in self.model.opset_import if entry.domain in (domain, domain or "ai.onnx")), 0)
+        names = (domain, domain or "ai.onnx")
+        return next((entry.version for entry in self.model.opset_import if entry.domain in names), 0)
 
     def require_opset(self, domain: str, version: int) -> None:
         """Make the model use at least this version of an operator set (only safe for additions)."""

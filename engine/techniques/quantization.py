@@ -1,0 +1,274 @@
+"""Quantization to INT8: weights and activations as bytes, in the flavour that is right and fast on the target.
+
+`quantize-dynamic` finds the range of an activation while the model runs: no data needed, right for matrix products
+and LSTM, never for convolutions. `quantize-static` fixes the ranges beforehand on calibration data and lets whole
+chains of layers stay in integers: right for convolutional networks. Both record node by node what was quantized,
+what was left in float, and why; the passes themselves are in `engine/graphs/`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from msgspec import Meta
+
+from ..protocol import Hardware, Left, ModelInfo, Variant
+from ..targets import Target, resolve_target
+from . import Changed, Needs, Parameters, Refusal, technique
+
+if TYPE_CHECKING:
+    from ..context import JobContext, LoadedVariant, VariantFiles
+
+EXPECTATION = "size 25 %, 2–4× faster, 0.5–1 % loss"
+"""What the field expects of INT8, before it is measured."""
+
+MOST_WEIGHTS = 0.9
+"""Below this share of quantized weights the summary says so."""
+
+RUNTIME = (("onnxruntime", "pip install 'trimtab[cpu]'"),)
+
+
+class QuantizeDynamic(Parameters, frozen=True, tag="quantize-dynamic"):
+    """Dynamic INT8."""
+
+    per_channel: Annotated[bool, Meta(description="one scale for each output channel: more exact, equally fast")] = True
+    embeddings: Annotated[bool, Meta(description="store the rows of embedding tables as bytes too")] = True
+    exclude: Annotated[list[str], Meta(description="names of nodes to leave in float")] = []
+
+
+class QuantizeStatic(Parameters, frozen=True, tag="quantize-static"):
+    """Static INT8."""
+
+    calibration: Annotated[
+        Literal["min-max", "entropy", "percentile"],
+        Meta(description="how an activation's range is chosen from what it was seen to hold"),
+    ] = "min-max"
+    percentile: Annotated[
+        float, Meta(gt=50, le=100, description="for calibration by percentile: share of values kept in range, per cent")
+    ] = 99.99
+    samples: Annotated[int, Meta(ge=1, le=100_000, description="how many samples to calibrate on")] = 256
+    per_channel: Annotated[bool, Meta(description="one scale for each output channel: more exact, equally fast")] = True
+    bias_correction: Annotated[
+        bool, Meta(description="add to each bias the mean error that its layer's rounded weights make")
+    ] = True
+    exclude: Annotated[list[str], Meta(description="names of nodes to leave in float")] = []
+    synthetic: Annotated[
+        bool, Meta(description="calibrate on made-up inputs when there is no data; accuracy is then not judged")
+    ] = False
+
+
+def refuse_dynamic(
+    variant: Variant, model: ModelInfo, hardware: Hardware, parameters: QuantizeDynamic | None
+) -> str | None:
+    """Nothing but convolutions: they get slower, never faster."""
+    operators = set(model.operators)
+    if operators and "Conv" in operators and not operators & {"MatMul", "Gemm", "LSTM", "Gather", "Attention"}:
+        return (
+            f"Dynamic quantization does nothing for {variant.name}: its weights are all in convolutions, which get "
+            "slower by it. Use quantize-static."
+        )
+    return _already(variant)
+
+
+def refuse_static(
+    variant: Variant, model: ModelInfo, hardware: Hardware, parameters: QuantizeStatic | None
+) -> str | None:
+    """Already quantized, or nothing that has a static kernel."""
+    operators = set(model.operators)
+    if operators and not operators & {"Conv", "MatMul", "Gemm"}:
+        return f"Static quantization does nothing for {variant.name}: it has no convolution and no matrix product."
+    return _already(variant)
+
+
+def _already(variant: Variant) -> str | None:
+    figures = variant.changed.figures if variant.changed is not None else {}
+    if figures.get("quantized_weight_share"):
+        return f"{variant.name} is quantized already: start from its parent."
+    return None
+
+
+@technique(
+    "Dynamic INT8 quantization",
+    group="quantization",
+    parameters=QuantizeDynamic,
+    needs=Needs.ONNX,
+    packages=RUNTIME,
+    expectation=EXPECTATION,
+    refuse=refuse_dynamic,
+)
+def quantize_dynamic(source: LoadedVariant, parameters: QuantizeDynamic, job: JobContext) -> list[VariantFiles]:
+    """Store weights of matrix products, LSTM and embeddings as bytes; find activation ranges while running."""
+    from ..context import VariantFiles
+    from ..graphs.dynamic_quantization import quantize_dynamically
+    from ..graphs.onnx_graph import is_portable, save_graph
+    from ..graphs.preparation import prepare
+
+    target = _target(job)
+    if target.device_class == "cuda":
+        raise Refusal(f"Dynamic quantization is for CPUs: {target.name} has no kernel for it. Use quantize-static.")
+    job.progress(0, 3, "preparing the graph")
+    prepared = prepare(source.path)
+    _refuse_quantized(prepared, source)
+    job.progress(1, 3, "quantizing weights")
+    result = quantize_dynamically(
+        prepared, target.weights_7_bit, parameters.per_channel, parameters.embeddings, frozenset(parameters.exclude)
+    )
+    _refuse_unknown(parameters.exclude, prepared)
+    if not result.touched:
+        raise Refusal(_nothing(source, result.left))
+    files = save_graph(result.model, job.work / "model.onnx")
+    job.progress(2, 3, "comparing with the source")
+    figures: dict[str, Any] = {
+        "quantized_weight_share": round(result.share, 4),
+        "weight_bits": 7 if target.weights_7_bit else 8,
+    }
+    figures |= _compare(job, prepared, files[0])
+    return [
+        VariantFiles(
+            format="onnx",
+            files=files,
+            changed=Changed(
+                summary=_summary(len(result.touched), result.left, result.share, target),
+                touched=tuple(result.touched),
+                left=_left(result.left),
+                figures=figures,
+            ),
+            parameter_count=source.record.parameter_count,
+            macs=source.record.macs,
+            portable=source.record.portable and is_portable(result.model),
+            target=target.name,
+        )
+    ]
+
+
+@technique(
+    "Static INT8 quantization",
+    group="quantization",
+    parameters=QuantizeStatic,
+    needs=Needs.ONNX | Needs.CALIBRATION_DATA,
+    packages=RUNTIME,
+    expectation=EXPECTATION,
+    refuse=refuse_static,
+)
+def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobContext) -> list[VariantFiles]:
+    """Fix the ranges of activations on calibration data, so that whole chains of layers run in integers."""
+    from ..context import VariantFiles
+    from ..graphs.onnx_graph import is_portable, save_graph
+    from ..graphs.preparation import prepare
+    from ..graphs.static_recipe import Settings, quantize_statically
+
+    target = _target(job)
+    job.progress(0, 10, "preparing the graph")
+    prepared = prepare(source.path, for_static=True)
+    _refuse_quantized(prepared, source)
+    _refuse_unknown(parameters.exclude, prepared)
+    batches, synthetic = _calibration(job, parameters)
+    job.log(f"Calibrating on {'made-up inputs' if synthetic else 'real samples'}; target {target.name}.")
+    settings = Settings(
+        calibration=parameters.calibration,
+        percentile=parameters.percentile,
+        per_channel=parameters.per_channel,
+        seven_bit=target.weights_7_bit,
+        symmetric=target.symmetric_activations,
+        float_bias=target.device_class == "cuda",
+        bias_correction=parameters.bias_correction,
+        exclude=tuple(parameters.exclude),
+        threads=job.spec.threads,
+    )
+    result = quantize_statically(
+        prepared, lambda: batches, settings, lambda share, what: job.progress(1 + 8 * share, 10, what)
+    )
+    if not result.touched:
+        raise Refusal(_nothing(source, result.left))
+    files = save_graph(result.model, job.work / "model.onnx")
+    job.progress(9, 10, "comparing with the source")
+    samples = sum(next(iter(batch.values())).shape[0] for batch in batches)
+    figures: dict[str, Any] = {
+        "quantized_weight_share": round(result.share, 4),
+        "quantized_nodes": len(result.touched),
+        "absorbed_activations": result.absorbed,
+        "weight_bits": 7 if target.weights_7_bit else 8,
+        "calibration_samples": samples,
+        "synthetic_calibration": synthetic,
+    }
+    figures |= _compare(job, prepared, files[0])
+    summary = _summary(len(result.touched), result.left, result.share, target)
+    if synthetic:
+        summary += "; calibrated on made-up inputs, so its accuracy says nothing about real ones"
+    return [
+        VariantFiles(
+            format="onnx",
+            files=files,
+            changed=Changed(summary=summary, touched=tuple(result.touched), left=_left(result.left), figures=figures),
+            parameter_count=source.record.parameter_count,
+            macs=source.record.macs,
+            portable=source.record.portable and is_portable(result.model),
+            target=target.name,
+        )
+    ]
+
+
+def _target(job: JobContext) -> Target:
+    try:
+        return resolve_target(job.spec.task.target, job.spec.processor)  # type: ignore[union-attr]
+    except ValueError as error:
+        raise Refusal(str(error)) from None
+
+
+def _calibration(job: JobContext, parameters: QuantizeStatic) -> tuple[list[dict[str, Any]], bool]:
+    """(batches, whether they are made up)."""
+    model = job.model
+    size = model.fixed_batch or min(32, parameters.samples)
+    if model.has_calibration_data:
+        batches = list(model.calibration_batches(batch_size=size, limit=max(parameters.samples, size)))
+        if batches:
+            return batches, False
+    if not parameters.synthetic:
+        raise Refusal(
+            "Static quantization needs data to calibrate on: add calibration_data() to the model file "
+            '(or calibration_data = "calib.npz" for an .onnx), or set synthetic = true.'
+        )
+    return [model.example(size, seed=seed) for seed in range(max(1, min(parameters.samples, 256) // size))], True
+
+
+def _compare(job: JobContext, prepared: Any, quantized: Any) -> dict[str, float]:
+    """Distance of the quantized outputs from the source's, on a few inputs."""
+    from ..graphs.verification import compare_outputs, run_graph
+
+    batches = [job.model.example(job.model.fixed_batch or 8, seed=seed) for seed in (1, 2)]
+    try:
+        found = compare_outputs(run_graph(prepared, batches), run_graph(quantized, batches))
+    except ValueError as error:
+        raise Refusal(f"The quantized graph is broken: {error}.") from None
+    return {"cosine": round(found.cosine, 6), "sqnr_db": round(min(found.sqnr_db, 200.0), 2)}
+
+
+def _refuse_quantized(prepared: Any, source: LoadedVariant) -> None:
+    known = {"QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeLSTM", "MatMulInteger", "QLinearConv"}
+    if any(node.op_type in known for node in prepared.graph.node):
+        raise Refusal(f"{source.record.name} is quantized already: start from the variant it was made from.")
+
+
+def _refuse_unknown(excluded: list[str], prepared: Any) -> None:
+    names = {node.name for node in prepared.graph.node}
+    missing = [name for name in excluded if name not in names]
+    if missing:
+        raise Refusal(f"There is no node {missing[0]!r} to exclude in this graph.")
+
+
+def _nothing(source: LoadedVariant, left: dict[str, str]) -> str:
+    """Why nothing was quantized, from the reasons of the nodes that were looked at."""
+    reasons = sorted(set(left.values()), key=lambda reason: -list(left.values()).count(reason))
+    because = "; ".join(reasons[:3]) or "it has no convolution, matrix product or LSTM with constant weights"
+    return f"Nothing in {source.record.name} could be quantized: {because}."
+
+
+def _summary(touched: int, left: dict[str, str], share: float, target: Target) -> str:
+    text = f"{touched} nodes quantized for {target.name}, {share:.0%} of the weights"
+    if share < MOST_WEIGHTS:
+        text += f" — only a part: {len(left)} nodes stay in float" if left else " — only a part"
+    return text
+
+
+def _left(left: dict[str, str]) -> tuple[Left, ...]:
+    return tuple(Left(name=name, reason=reason) for name, reason in left.items())
