@@ -143,6 +143,10 @@ class Variant(Record):
     """False: the graph has nodes only ONNX Runtime knows; OpenVINO and TensorRT branch from an ancestor."""
     seconds: float | None = None
     job: str | None = None
+    requested: dict[str, Any] | None = None
+    """The parameters as asked for, where a search replaced them: by these a second run finds what is done."""
+    requested_target: str | None = None
+    """The target as asked for, where the variant turned out to be for another."""
 
 
 # --- measurements ----------------------------------------------------------------------------------
