@@ -138,8 +138,7 @@ class Connection:
 
     async def flush(self) -> None:
         """Wait until everything queued is with the kernel; for the engine's last words."""
-        while self.outgoing.waiting:
-            await asyncio.sleep(0.01)
+        await self.outgoing.emptied.wait()
         await self._writer.drain()
 
     async def close(self, reason: str = "") -> None:

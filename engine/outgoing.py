@@ -53,6 +53,8 @@ class Outgoing:
         self._bytes = 0
         self._behind = False
         self._news = asyncio.Event()
+        self.emptied = asyncio.Event()
+        """Set while nothing waits."""
         self.resyncs = 0
         """How often this client was sent a snapshot instead of what it missed."""
 
@@ -63,7 +65,7 @@ class Outgoing:
         except ValueError as error:
             frame = encode_frame(Reply(request=reply.request, error=f"The result is too large to send: {error}."))
         self._replies.append(frame)
-        self._news.set()
+        self._announce()
 
     def put_event(self, event: EngineEvent, frame: bytes) -> None:
         """Queue an event, dropping what it makes worthless and what a slow client cannot have."""
@@ -76,14 +78,14 @@ class Outgoing:
         if len(self._events) - self._passing > MAX_EVENTS or self._bytes > MAX_EVENT_BYTES:
             self.resyncs += 1
             self.resync()
-        self._news.set()
+        self._announce()
 
     def resync(self) -> None:
         """Send a snapshot next, in place of every event that waits."""
         self._events.clear()
         self._passing = self._bytes = 0
         self._behind = True
-        self._news.set()
+        self._announce()
 
     @property
     def waiting(self) -> bool:
@@ -94,6 +96,7 @@ class Outgoing:
         """All that is to be sent now, as frames; waits while there is nothing. Replies come after older events."""
         while not self.waiting:
             self._news.clear()
+            self.emptied.set()
             await self._news.wait()
         frames = [item.frame for item in self._events]
         if self._behind:
@@ -104,6 +107,10 @@ class Outgoing:
         self._passing = self._bytes = 0
         self._behind = False
         return b"".join(frames)
+
+    def _announce(self) -> None:
+        self.emptied.clear()
+        self._news.set()
 
     def _drop_older(self, event: EngineEvent) -> None:
         """A newer state of a running job replaces the waiting one, and goes to the end so that order is kept."""

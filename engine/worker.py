@@ -128,9 +128,8 @@ def do_task(task: Task, job: JobContext, model: Model) -> Finished:
             made = chosen.function(job.variants[task.source], parameters, job)
             if not made:
                 raise RuntimeError(f"{task.technique} ended without a variant and without a reason")
-            return Finished(
-                variants=tuple(draft_of(files, job.work) for files in made), summary=made[0].changed.summary
-            )
+            drafts = tuple(draft_of(files, job.work) for files in made)
+            return Finished(variants=drafts, summary=made[0].changed.summary)
         case MeasureLatency():
             latencies = job.measure_latency(job.variants[task.variant], task.runtime, task.batch_sizes)
             return Finished(measurements=tuple(latencies))
