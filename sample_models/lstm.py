@@ -17,7 +17,7 @@ SAMPLE_SHAPE = (28, 28)
 class RowLSTM(nn.Module):
     """Each row of pixels is one step; the mean over the steps is classified."""
 
-    def __init__(self, hidden=160, layers=2):
+    def __init__(self, hidden=224, layers=2):
         super().__init__()
         self.lstm = nn.LSTM(
             28, hidden, layers, batch_first=True, bidirectional=True, dropout=0.2 if layers > 1 else 0.0

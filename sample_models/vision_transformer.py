@@ -48,7 +48,7 @@ class TransformerLayer(nn.Module):
 class VisionTransformer(nn.Module):
     """Patches → tokens, plus a class token and learned positions → layers → scores from the class token."""
 
-    def __init__(self, width=128, depth=6, heads=4, expansion=4, patch=4):
+    def __init__(self, width=128, depth=6, heads=4, expansion=3, patch=4):
         super().__init__()
         self.patches = nn.Conv2d(1, width, patch, stride=patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -59,7 +59,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images):
         tokens = self.patches(images).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1) + self.positions
+        tokens = torch.cat([self.class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1) + self.positions
         return self.head(self.norm(self.layers(tokens)[:, 0]))
 
 
