@@ -135,36 +135,88 @@ GROUPS = ("Model", "Variant", "Job", "View", "Session")
 """The sections of the help, in order."""
 
 ACTIONS = (
-    Action("open_model", "o", "open", "Open a model: a Python file, an .onnx, or a trusted .pt.", "Model", needs_engine),
+    Action(
+        "open_model", "o", "open", "Open a model: a Python file, an .onnx, or a trusted .pt.", "Model", needs_engine
+    ),
     Action("apply_technique", "t", "technique", "Apply a technique to the chosen variant.", "Variant", needs_variant),
-    Action("measure", "m", "measure", "Measure latency and accuracy of the chosen variant again.", "Variant",
-           needs_variant),
-    Action("compare", "c", "compare", "Compare all variants, and two of them side by side.", "Variant",
-           needs_comparison),
-    Action("show_details", "enter", "details", "Show the chosen variant whole: lineage, changes, figures, recipe, log.",
-           "Variant", needs_variant),
-    Action("export", "e", "export", "Write variants, figures, report and recipe to a folder.", "Variant",
-           needs_baseline),
-    Action("copy", "y", "copy", "Copy the command line or the recipe that makes the chosen variant.", "Variant",
-           needs_derived),
-    Action("delete_variant", "d", "delete", "Delete the chosen variant with its files and figures.", "Variant",
-           needs_leaf, dangerous=True),
-    Action("cancel_job", "x", "cancel", "Cancel the chosen job, or the one that runs.", "Job", needs_unfinished_job,
-           dangerous=True),
+    Action(
+        "measure", "m", "measure", "Measure latency and accuracy of the chosen variant again.", "Variant", needs_variant
+    ),
+    Action(
+        "compare", "c", "compare", "Compare all variants, and two of them side by side.", "Variant", needs_comparison
+    ),
+    Action(
+        "show_details",
+        "enter",
+        "details",
+        "Show the chosen variant whole: lineage, changes, figures, recipe, log.",
+        "Variant",
+        needs_variant,
+    ),
+    Action(
+        "export", "e", "export", "Write variants, figures, report and recipe to a folder.", "Variant", needs_baseline
+    ),
+    Action(
+        "copy",
+        "y",
+        "copy",
+        "Copy the command line or the recipe that makes the chosen variant.",
+        "Variant",
+        needs_derived,
+    ),
+    Action(
+        "delete_variant",
+        "d",
+        "delete",
+        "Delete the chosen variant with its files and figures.",
+        "Variant",
+        needs_leaf,
+        dangerous=True,
+    ),
+    Action(
+        "cancel_job",
+        "x",
+        "cancel",
+        "Cancel the chosen job, or the one that runs.",
+        "Job",
+        needs_unfinished_job,
+        dangerous=True,
+    ),
     Action("show_log", "L", "log", "Read the whole log of the chosen job.", "Job", needs_job, footer=False),
-    Action("change_options", "a", "options", "Change the accuracy limit, batch sizes, runtimes, target and device.",
-           "Session", needs_engine),
+    Action(
+        "change_options",
+        "a",
+        "options",
+        "Change the accuracy limit, batch sizes, runtimes, target and device.",
+        "Session",
+        needs_engine,
+    ),
     Action("next_batch_size", "b", "batch", "Compare at the next batch size.", "View", needs_model),
-    Action("next_sort", "s", "sort", "Order the variants by descent, speed, size or drop.", "View", needs_model,
-           footer=False),
-    Action("filter", "slash", "filter", "Show only variants whose name or technique matches.", "View", needs_model,
-           footer=False),
+    Action(
+        "next_sort",
+        "s",
+        "sort",
+        "Order the variants by descent, speed, size or drop.",
+        "View",
+        needs_model,
+        footer=False,
+    ),
+    Action(
+        "filter",
+        "slash",
+        "filter",
+        "Show only variants whose name or technique matches.",
+        "View",
+        needs_model,
+        footer=False,
+    ),
     Action("pane_1", "1", "variants", "Go to the variants; again: let them fill the screen.", "View", footer=False),
     Action("pane_2", "2", "jobs", "Go to the jobs; again: let them fill the screen.", "View", footer=False),
     Action("pane_3", "3", "hardware", "Go to the hardware; again: let it fill the screen.", "View", footer=False),
     Action("pane_4", "4", "log", "Go to the log; again: let it fill the screen.", "View", footer=False),
-    Action("next_theme", "T", "theme", "Switch between dark, light and the terminal's own colours.", "View",
-           footer=False),
+    Action(
+        "next_theme", "T", "theme", "Switch between dark, light and the terminal's own colours.", "View", footer=False
+    ),
     Action("show_help", "question_mark", "help", "Show every key, and why an action is not available.", "Session"),
     Action("open_palette", "ctrl+p", "palette", "Find any action by its name.", "Session", footer=False),
     Action("quit", "q,ctrl+c", "quit", "Leave the dashboard; a running job may go on without it.", "Session"),
@@ -172,8 +224,19 @@ ACTIONS = (
 """In the order of the footer and the palette."""
 
 FOOTER_ORDER = (
-    "apply_technique", "measure", "show_details", "compare", "export", "cancel_job", "open_model", "show_help",
-    "quit", "next_batch_size", "change_options", "copy", "delete_variant",
+    "apply_technique",
+    "measure",
+    "show_details",
+    "compare",
+    "export",
+    "cancel_job",
+    "open_model",
+    "show_help",
+    "quit",
+    "next_batch_size",
+    "change_options",
+    "copy",
+    "delete_variant",
 )
 """Which actions the footer keeps when it is narrow; the first are kept longest."""
 

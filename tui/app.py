@@ -34,7 +34,7 @@ class TrimtabApp(App[None]):
     """
 
     TITLE = "trimtab"
-    CSS_PATH: ClassVar[list[str]] = [  # type: ignore[misc]
+    CSS_PATH = [
         "app.tcss",
         "screens/main.tcss",
         "panes/panes.tcss",

@@ -23,12 +23,16 @@ S = TypeVar("S")
 
 
 def bucket_seconds(window: float, cells: int) -> float:
-    """Length of one dot column so that `window` seconds fit into `cells` (two dots a cell), in steps of half a second."""
+    """Length of a dot column so that `window` seconds fit into `cells` (two dots each), in steps of half a second."""
     return max(math.ceil(window / max(2 * cells, 1) * 2) / 2, 0.5)
 
 
 def bucketed(
-    samples: Sequence[S], time: Callable[[S], float], value: Callable[[S], float | None], end: float, step: float,
+    samples: Sequence[S],
+    time: Callable[[S], float],
+    value: Callable[[S], float | None],
+    end: float,
+    step: float,
     count: int,
 ) -> list[float | None]:
     """The largest value in each of the `count` buckets before `end` (a multiple of `step`), oldest first.

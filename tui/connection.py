@@ -46,7 +46,10 @@ class Connection:
     """One engine, followed for as long as the dashboard lives."""
 
     def __init__(
-        self, session_directory: Path, changed: Callable[[bool], None], clock: Callable[[], float],
+        self,
+        session_directory: Path,
+        changed: Callable[[bool], None],
+        clock: Callable[[], float],
         connect: Connect | None = None,
     ) -> None:
         self.session_directory = session_directory

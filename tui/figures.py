@@ -114,4 +114,8 @@ def number(value: float) -> str:
 def _three_digits(value: float) -> str:
     """Three significant digits without an exponent."""
     magnitude = abs(value)
-    return f"{value:.0f}" if magnitude >= 99.95 else f"{value:.1f}" if magnitude >= 9.995 else f"{value:.3g}".ljust(4, "0") if 1 <= magnitude else f"{value:.3f}"
+    if magnitude >= 99.95:
+        return f"{value:.0f}"
+    if magnitude >= 9.995:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if magnitude >= 1 else f"{value:.3f}"

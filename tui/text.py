@@ -41,7 +41,7 @@ def clean(text: object, limit: int = LIMIT) -> str:
 
 
 def content(text: object, style: str = "", limit: int = LIMIT) -> Content:
-    """Cleaned text as `Content`: what `Static`, `notify` and the palette may be given. `style` is ours, never foreign."""
+    """Cleaned text as `Content`, which `Static` and the palette may be given. `style` is ours, never foreign."""
     return Content.styled(clean(text, limit), style) if style else Content(clean(text, limit))
 
 

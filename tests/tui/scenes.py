@@ -16,10 +16,19 @@ from engine.client import EngineError
 from engine.folding import fold
 from engine.protocol import (
     Accuracy,
+    ApplyTechnique,
+    CancelJob,
     Changed,
+    CheckParameters,
     Conditions,
+    DeleteVariant,
+    Done,
+    Exported,
+    ExportVariants,
     Failed,
+    Field,
     FileRecord,
+    GetRecipe,
     Gpu,
     GpuSample,
     Hardware,
@@ -27,19 +36,29 @@ from engine.protocol import (
     Latency,
     LayerInfo,
     Left,
+    ListTechniques,
+    MeasureVariant,
     ModelInfo,
     ModelSource,
+    OpenModel,
+    ParametersChecked,
     Processor,
     Queued,
     Ratio,
+    ReadLog,
     RecipeRun,
+    RunAccepted,
     Running,
     SessionOptions,
+    SetOptions,
     Snapshot,
     Step,
     Succeeded,
+    TechniqueInfo,
+    Techniques,
     TelemetrySample,
     TensorSpec,
+    Text,
     Variant,
 )
 from tui.app import TrimtabApp
@@ -66,7 +85,9 @@ CONDITIONS = {
 }
 
 
-def variant(id: str, name: str, parent: str | None, technique: str | None, size: int, age: float, **more: Any) -> Variant:
+def variant(
+    id: str, name: str, parent: str | None, technique: str | None, size: int, age: float, **more: Any
+) -> Variant:
     """A variant with one file."""
     onnx = technique is not None and technique != "prune-structured"
     return Variant(
@@ -141,45 +162,114 @@ def accuracy(variant: str, value: float, drop: float, verdict: Any, spread: floa
 
 VARIANTS = (
     variant("v0", "baseline", None, None, 11_214_000, 900),
-    variant("v1", "onnx", "v0", "export-onnx", 11_209_000, 800, changed=Changed(
-        summary="Exported with a dynamic batch axis; outputs equal PyTorch's at batch 1 and 8.", touched=("graph",))),
-    variant("v2", "int8", "v1", "quantize-static", 2_934_000, 700,
-            parameters={"calibration_samples": 256, "per_channel": True, "activations": "uint8"},
-            changed=Changed(
-                summary="56 of 64 nodes run in INT8.",
-                touched=tuple(f"node_conv_{n}" for n in range(56)),
-                left=(Left(name="node_add_3", reason="the most sensitive by SQNR: 8 of 64 stay in float"),
-                      Left(name="node_softmax", reason="no INT8 kernel in ONNX Runtime")),
-                figures={"quantized_weight_share": 0.962, "calibration_samples": 256})),
+    variant(
+        "v1",
+        "onnx",
+        "v0",
+        "export-onnx",
+        11_209_000,
+        800,
+        changed=Changed(
+            summary="Exported with a dynamic batch axis; outputs equal PyTorch's at batch 1 and 8.", touched=("graph",)
+        ),
+    ),
+    variant(
+        "v2",
+        "int8",
+        "v1",
+        "quantize-static",
+        2_934_000,
+        700,
+        parameters={"calibration_samples": 256, "per_channel": True, "activations": "uint8"},
+        changed=Changed(
+            summary="56 of 64 nodes run in INT8.",
+            touched=tuple(f"node_conv_{n}" for n in range(56)),
+            left=(
+                Left(name="node_add_3", reason="the most sensitive by SQNR: 8 of 64 stay in float"),
+                Left(name="node_softmax", reason="no INT8 kernel in ONNX Runtime"),
+            ),
+            figures={"quantized_weight_share": 0.962, "calibration_samples": 256},
+        ),
+    ),
     variant("v3", "int8-dynamic", "v1", "quantize-dynamic", 10_950_000, 600),
     variant("v4", "prune 50 %", "v0", "prune-structured", 3_120_000, 500, parameter_count=702_000, macs=36_000_000),
 )
 
 MEASUREMENTS = (
-    latency("v0", 8, 9.80, None, runtime="pytorch"), latency("v0", 1, 2.41, None, runtime="pytorch"),
+    latency("v0", 8, 9.80, None, runtime="pytorch"),
+    latency("v0", 1, 2.41, None, runtime="pytorch"),
     accuracy("v0", 0.9241, 0.0, "PASS", runtime="pytorch"),
-    latency("v1", 8, 4.30, 2.28, 0.03), latency("v1", 1, 1.02, 2.36, 0.04), accuracy("v1", 0.9241, 0.0, "PASS", 0.0),
-    latency("v2", 8, 2.38, 4.11, 0.09), latency("v2", 1, 0.61, 3.95, 0.05), accuracy("v2", 0.9220, 0.0021, "PASS"),
-    latency("v3", 8, 12.9, 0.76, 0.05), latency("v3", 1, 3.3, 0.73, 0.02),
+    latency("v1", 8, 4.30, 2.28, 0.03),
+    latency("v1", 1, 1.02, 2.36, 0.04),
+    accuracy("v1", 0.9241, 0.0, "PASS", 0.0),
+    latency("v2", 8, 2.38, 4.11, 0.09),
+    latency("v2", 1, 0.61, 3.95, 0.05),
+    accuracy("v2", 0.9220, 0.0021, "PASS"),
+    latency("v3", 8, 12.9, 0.76, 0.05),
+    latency("v3", 1, 3.3, 0.73, 0.02),
     accuracy("v3", 0.9236, 0.0005, "NOT ENOUGH DATA", 0.011),
-    latency("v4", 8, 5.16, 1.90, 0.02, runtime="pytorch"), latency("v4", 1, 1.3, 1.85, 0.02, runtime="pytorch"),
+    latency("v4", 8, 5.16, 1.90, 0.02, runtime="pytorch"),
+    latency("v4", 1, 1.3, 1.85, 0.02, runtime="pytorch"),
     accuracy("v4", 0.9102, 0.0139, "FAIL", runtime="pytorch"),
 )
 
 JOBS = (
-    Job(id="j0", kind="open-model", title="open residual_cnn.py", created=NOW - 910,
-        state=Succeeded(started=NOW - 910, finished=NOW - 900, variants=("v0",), summary="labelled test data, 64 layers")),
-    Job(id="j1", kind="export-onnx", title="export-onnx on baseline", created=NOW - 810, variant="v0",
-        state=Succeeded(started=NOW - 810, finished=NOW - 801.9, variants=("v1",), summary="onnx: outputs equal")),
-    Job(id="j2", kind="quantize-static", title="quantize-static on onnx", created=NOW - 741, variant="v1",
-        state=Succeeded(started=NOW - 741, finished=NOW - 700, variants=("v2",), summary="int8: 56 of 64 nodes in INT8")),
-    Job(id="j3", kind="quantize-dynamic", title="quantize-dynamic on int8", created=NOW - 400, variant="v2",
-        state=Failed(started=NOW - 400, finished=NOW - 399,
-                     reason="int8 is quantized already: apply quantize-dynamic to its parent onnx.", cause="refused")),
-    Job(id="j4", kind="quantize-static", title="quantize-static on onnx", created=NOW - 60, variant="v1",
-        state=Running(started=NOW - 57, pid=4242, done=27, total=64, message="calibrating batch 27 of 64")),
-    Job(id="j5", kind="latency", title="latency of int8", created=NOW - 50, variant="v2",
-        state=Queued(waiting_for="cpu")),
+    Job(
+        id="j0",
+        kind="open-model",
+        title="open residual_cnn.py",
+        created=NOW - 910,
+        state=Succeeded(
+            started=NOW - 910, finished=NOW - 900, variants=("v0",), summary="labelled test data, 64 layers"
+        ),
+    ),
+    Job(
+        id="j1",
+        kind="export-onnx",
+        title="export-onnx on baseline",
+        created=NOW - 810,
+        variant="v0",
+        state=Succeeded(started=NOW - 810, finished=NOW - 801.9, variants=("v1",), summary="onnx: outputs equal"),
+    ),
+    Job(
+        id="j2",
+        kind="quantize-static",
+        title="quantize-static on onnx",
+        created=NOW - 741,
+        variant="v1",
+        state=Succeeded(
+            started=NOW - 741, finished=NOW - 700, variants=("v2",), summary="int8: 56 of 64 nodes in INT8"
+        ),
+    ),
+    Job(
+        id="j3",
+        kind="quantize-dynamic",
+        title="quantize-dynamic on int8",
+        created=NOW - 400,
+        variant="v2",
+        state=Failed(
+            started=NOW - 400,
+            finished=NOW - 399,
+            reason="int8 is quantized already: apply quantize-dynamic to its parent onnx.",
+            cause="refused",
+        ),
+    ),
+    Job(
+        id="j4",
+        kind="quantize-static",
+        title="quantize-static on onnx",
+        created=NOW - 60,
+        variant="v1",
+        state=Running(started=NOW - 57, pid=4242, done=27, total=64, message="calibrating batch 27 of 64"),
+    ),
+    Job(
+        id="j5",
+        kind="latency",
+        title="latency of int8",
+        created=NOW - 50,
+        variant="v2",
+        state=Queued(waiting_for="cpu"),
+    ),
 )
 
 
@@ -225,8 +315,14 @@ def hardware(gpus: int = 0) -> Hardware:
         hostname="gpu-box",
         processor=PROCESSOR,
         gpus=tuple(
-            Gpu(index=index, uuid=f"GPU-{index}", name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30,
-                power_limit_w=700.0, compute_capability="9.0")
+            Gpu(
+                index=index,
+                uuid=f"GPU-{index}",
+                name="NVIDIA H100 80GB HBM3",
+                memory_bytes=80 * 2**30,
+                power_limit_w=700.0,
+                compute_capability="9.0",
+            )
             for index in range(gpus)
         ),
         driver="580.12" if gpus else None,
@@ -278,7 +374,11 @@ def hostile() -> Snapshot:
         options=msgspec.structs.replace(snapshot.options, target=bad),
         variants=tuple(
             msgspec.structs.replace(
-                one, name=bad + one.name, technique=one.technique and bad, target=bad, processor=bad,
+                one,
+                name=bad + one.name,
+                technique=one.technique and bad,
+                target=bad,
+                processor=bad,
                 parameters={bad: bad},
                 changed=Changed(summary=bad, touched=(bad,), left=(Left(name=bad, reason=bad),), figures={bad: bad}),
                 files=(FileRecord(path=bad, sha256=bad, size_bytes=1),),
@@ -287,38 +387,163 @@ def hostile() -> Snapshot:
         ),
         measurements=tuple(
             msgspec.structs.replace(
-                one, conditions=msgspec.structs.replace(
-                    one.conditions, runtime=bad, device=bad, processor=bad, providers=(bad,), versions={bad: bad},
-                    notes=(bad,)),
+                one,
+                conditions=msgspec.structs.replace(
+                    one.conditions,
+                    runtime=bad,
+                    device=bad,
+                    processor=bad,
+                    providers=(bad,),
+                    versions={bad: bad},
+                    notes=(bad,),
+                ),
                 **({"sentence": bad} if isinstance(one, Accuracy) else {}),
             )
             for one in snapshot.measurements
         ),
         jobs=tuple(
             msgspec.structs.replace(
-                job, title=bad, kind=bad, device=bad,
-                state=msgspec.structs.replace(job.state, **{
-                    field: bad for field in ("message", "summary", "reason", "waiting_for") if hasattr(job.state, field)
-                }),
+                job,
+                title=bad,
+                kind=bad,
+                device=bad,
+                state=msgspec.structs.replace(
+                    job.state,
+                    **{
+                        field: bad
+                        for field in ("message", "summary", "reason", "waiting_for")
+                        if hasattr(job.state, field)
+                    },
+                ),
             )
             for job in snapshot.jobs
         ),
-        runs=(RecipeRun(id="r", title=bad, created=NOW, error=bad, steps=(
-            Step(name=bad, kind="technique", word=bad, status="refused", reason=bad),)),),
+        runs=(
+            RecipeRun(
+                id="r",
+                title=bad,
+                created=NOW,
+                error=bad,
+                steps=(Step(name=bad, kind="technique", word=bad, status="refused", reason=bad),),
+            ),
+        ),
         hardware=msgspec.structs.replace(
-            snapshot.hardware, hostname=bad, gpu_status=bad,
+            snapshot.hardware,
+            hostname=bad,
+            gpu_status=bad,
             processor=msgspec.structs.replace(PROCESSOR, name=bad, features=(bad,)),
-            gpus=tuple(msgspec.structs.replace(gpu, name=bad) for gpu in snapshot.hardware.gpus)),
+            gpus=tuple(msgspec.structs.replace(gpu, name=bad) for gpu in snapshot.hardware.gpus),
+        ),
         notices=(bad,),
     )
+
+
+def techniques(unavailable: str | None = None) -> Techniques:
+    """Three techniques of two groups; the last cannot be applied."""
+    return Techniques(
+        techniques=(
+            TechniqueInfo(
+                tag="quantize-static",
+                title="Static INT8 quantization",
+                group="quantization",
+                summary="Weights and activations in INT8, ranges from calibration data.",
+                expectation="size 25 %, 2–4× faster, 0.5–1 % loss",
+                unavailable=unavailable,
+                fields=(
+                    Field(
+                        name="calibration_samples",
+                        kind="integer",
+                        description="samples the ranges are taken from",
+                        default=256,
+                        minimum=8,
+                        maximum=10_000,
+                    ),
+                    Field(name="per_channel", kind="boolean", description="a scale for each channel", default=True),
+                    Field(
+                        name="activations",
+                        kind="choice",
+                        description="number format of activations",
+                        optional=True,
+                        choices=("uint8", "int8"),
+                    ),
+                    Field(
+                        name="smooth",
+                        kind="number",
+                        description="share of outliers moved into the weights",
+                        default=0.5,
+                        minimum=0,
+                        maximum=1,
+                        exclusive_minimum=True,
+                    ),
+                ),
+            ),
+            TechniqueInfo(
+                tag="quantize-dynamic",
+                title="Dynamic INT8 quantization",
+                group="quantization",
+                summary="Weights in INT8, activations measured on the fly.",
+                fields=(),
+            ),
+            TechniqueInfo(
+                tag="export-onnx",
+                title="ONNX export",
+                group="ONNX conversion",
+                summary="The PyTorch module as an ONNX graph with a dynamic batch axis.",
+                fields=(),
+                unavailable="ONNX export works on a PyTorch module; onnx is ONNX.",
+            ),
+        )
+    )
+
+
+LOG = """quantize-static on onnx, target cpu-vnni
+calibrating on 256 samples of train_data()
+node_conv_12: 41.2 dB SQNR
+node_add_3: 18.4 dB SQNR, left in float
+warning: 2 samples hold values above 6 standard deviations
+"""
+
+RECIPE = """model = "residual_cnn.py"
+accuracy_limit = 0.01
+
+[[steps]]
+technique = "export-onnx"
+name = "onnx"
+
+[[steps]]
+technique = "quantize-static"
+name = "int8"
+calibration_samples = 256
+"""
+
+
+def replies() -> dict[type, Any]:
+    """What the scene's engine answers."""
+
+    def log(command: ReadLog) -> Text:
+        return Text(text=LOG[command.offset :], next_offset=len(LOG))
+
+    return {
+        ListTechniques: techniques(),
+        CheckParameters: ParametersChecked(),
+        ReadLog: log,
+        GetRecipe: Text(text=RECIPE),
+        CancelJob: Done(),
+        DeleteVariant: Done(),
+        SetOptions: Done(),
+        MeasureVariant: RunAccepted(run=RecipeRun(id="r1", title="measure", created=NOW, steps=())),
+        ApplyTechnique: RunAccepted(run=RecipeRun(id="r2", title="apply", created=NOW, steps=())),
+        OpenModel: RunAccepted(run=RecipeRun(id="r3", title="open", created=NOW, steps=())),
+        ExportVariants: Exported(directory="/work/out", files=("report.md", "recipe.toml")),
+    }
 
 
 class SceneEngine:
     """Stands in for a connected engine client: a snapshot, events a test pushes, and replies a test sets."""
 
-    def __init__(self, state: Snapshot, replies: dict[type, Any] | None = None) -> None:
+    def __init__(self, state: Snapshot, replies: dict[type, Any]) -> None:
         self.state = state
-        self.replies = replies or {}
+        self.replies = replies
         self.asked: list[Any] = []
         self._events: asyncio.Queue[Any] = asyncio.Queue()
 
@@ -348,9 +573,9 @@ class SceneEngine:
         """Nothing to close."""
 
 
-def app_of(snapshot: Snapshot, replies: dict[type, Any] | None = None, **options: Any) -> TrimtabApp:
+def app_of(snapshot: Snapshot, answers: dict[type, Any] | None = None, **options: Any) -> TrimtabApp:
     """The dashboard on a scene, with a clock that stands still. Its engine is `app.engine`."""
-    engine = SceneEngine(snapshot, replies)
+    engine = SceneEngine(snapshot, replies() | (answers or {}))
 
     async def connect(session_directory: Path) -> SceneEngine:
         return engine

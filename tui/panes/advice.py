@@ -1,4 +1,4 @@
-"""One line that says what matters now: a notice, the engine's silence, a failure, the best variant, or the next step."""
+"""One line that says what matters now: a lost engine, a notice, a failure, the best variant, or the next step."""
 
 from engine.protocol import Failed, Snapshot, Variant
 
@@ -7,6 +7,9 @@ from ..comparison import baseline_of, best_variant, figures_for
 from ..lines import Line, LineView
 from ..text import clean
 from ..view import View, unfinished_jobs
+
+FAILURE_SECONDS = 120.0
+"""How long a failure is worth this line; the jobs pane keeps it."""
 
 
 class AdvicePane(LineView):
@@ -24,7 +27,7 @@ def advice(snapshot: Snapshot, view: View) -> Line:
     if snapshot.notices:
         return ((" ! ", "warn-strong"), (clean(snapshot.notices[-1], 300), "warn"))
     newest = max((job for job in snapshot.jobs if job.is_done), key=lambda job: job.state.finished, default=None)  # type: ignore[union-attr]
-    if newest is not None and isinstance(newest.state, Failed):
+    if newest is not None and isinstance(newest.state, Failed) and view.now - newest.state.finished < FAILURE_SECONDS:
         return ((" ✗ ", "bad-strong"), (f"{clean(newest.title, 60)}: {clean(newest.state.reason, 240)}", "bad"))
     best = best_variant(snapshot, view.batch_size)
     if best is not None:
@@ -42,7 +45,9 @@ def advice(snapshot: Snapshot, view: View) -> Line:
 def _best(snapshot: Snapshot, view: View, best: Variant) -> Line:
     """The fastest within the limit, in one sentence."""
     found = figures_for(snapshot, best.id, view.batch_size)
-    assert found.latency is not None and found.latency.speedup is not None and found.accuracy is not None
+    assert found.latency is not None
+    assert found.latency.speedup is not None
+    assert found.accuracy is not None
     baseline = baseline_of(snapshot)
     smaller = ""
     if baseline is not None and best.size_bytes and baseline.size_bytes > best.size_bytes * 1.05:

@@ -24,10 +24,10 @@ from ..view import STALE_SECONDS, View
 WINDOW_SECONDS = 120.0
 """What the history spans; the engine's snapshot holds as much."""
 
-LABEL, FIGURE = 7, 20
-"""Cells left and right of a chart."""
+LABEL, FIGURE = 7, 21
+"""Cells left and right of a chart; figures get fewer in a narrow pane."""
 
-ROWS_MAXIMUM = 4
+ROWS_MAXIMUM = 6
 """Rows of one chart when there is room."""
 
 
@@ -66,8 +66,10 @@ class HardwarePane(LineView, can_focus=True):
     ) -> list[Line]:
         width, height = self.size.width, self.size.height
         gauges = _gauges(hardware, newest)
-        cells = max(width - LABEL - FIGURE - 1, 8)
+        room = FIGURE if width >= 50 else 15
+        cells = max(width - LABEL - room - 1, 8)
         step = charts.bucket_seconds(WINDOW_SECONDS, cells)
+        cells, room = (fitting := math.ceil(WINDOW_SECONDS / step / 2)), room + cells - fitting
         end = math.floor(newest.time / step) * step
         spare = height - 2 - (not hardware.gpus) - (len(newest.cores) > 1)
         rows = min(max(spare // max(len(gauges), 1), 1), ROWS_MAXIMUM)
@@ -88,11 +90,11 @@ class HardwarePane(LineView, can_focus=True):
                         (fit(gauge.label if row == 0 else "", LABEL), "muted"),
                         (past[row], gauge.role),
                         (present[row], "now"),
-                        (fit(" " + text, FIGURE), "muted" if stale else role),
+                        (fit(" " + text, room), "muted" if stale else role),
                     )
                 )
             if gauge.label == "CPU" and len(newest.cores) > 1:
-                lines.append(_cores(newest, cells))
+                lines.append(_cores(newest, cells, room))
         if not hardware.gpus:
             lines.append(((fit("GPU", LABEL), "muted"), (clean(hardware.gpu_status, 200), "muted")))
         lines.append(_axis(cells, step))
@@ -118,20 +120,22 @@ def _gauges(hardware: Hardware, newest: TelemetrySample) -> list[Gauge]:
     for gpu in hardware.gpus:
         now = _gpu(newest, gpu.index)
         name = f"GPU {gpu.index}"
+        utilisation = _of_gpu(gpu.index, lambda one: one.utilisation)
         if now is None or now.status:
             reason = clean(now.status if now else "no sample", 60)
-            gauges.append(Gauge(name, _of_gpu(gpu.index, lambda one: one.utilisation), "chart-gpu", ((reason, "warn"),)))
+            gauges.append(Gauge(name, utilisation, "chart-gpu", ((reason, "warn"),)))
             continue
         heat = "–" if now.temperature_c is None else f"{now.temperature_c:.0f} °C"
         clock = "" if now.sm_clock_mhz is None else f" {now.sm_clock_mhz} MHz"
-        power = "" if now.power_w is None else f"{now.power_w:.0f}" + (
-            f"/{gpu.power_limit_w:.0f} W" if gpu.power_limit_w else " W"
+        power = (
+            ""
+            if now.power_w is None
+            else f"{now.power_w:.0f}" + (f"/{gpu.power_limit_w:.0f} W" if gpu.power_limit_w else " W")
         )
         throttle = clean(", ".join(now.throttle), 60)
         memory = figures.memory(now.memory_used_bytes, now.memory_total_bytes or gpu.memory_bytes)
         first = (f"{figures.percent(now.utilisation)} {heat}", "strong")
         second = (f"! {throttle}", "warn") if throttle else (power + clock, "muted")
-        utilisation = _of_gpu(gpu.index, lambda one: one.utilisation)
         if len(hardware.gpus) > 2:
             one_line = (f"{figures.percent(now.utilisation)} {memory}", "strong")
             gauges.append(Gauge(name, utilisation, "chart-gpu", (one_line, second, (heat, "muted"))))
@@ -149,14 +153,14 @@ def _gauges(hardware: Hardware, newest: TelemetrySample) -> list[Gauge]:
     return gauges
 
 
-def _cores(newest: TelemetrySample, cells: int) -> Line:
+def _cores(newest: TelemetrySample, cells: int, room: int) -> Line:
     """All cores of this moment, one cell each, as many as fit."""
     shown = newest.cores[: max(cells, 8)]
     more = f"of {len(newest.cores)}" if len(shown) < len(newest.cores) else f"{len(newest.cores)} cores"
     return (
         (fit(" cores", LABEL), "muted"),
         (fit(charts.sparkbar(shown), cells + 1), "chart"),
-        (fit(" " + more, FIGURE), "muted"),
+        (fit(" " + more, room), "muted"),
     )
 
 

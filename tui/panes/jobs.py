@@ -1,10 +1,10 @@
 """What runs, what waits, and how each job ended: newest first, the unfinished on top.
 
-    ⠹ quantize-static    62 %  ━━━━━╸────   0:41 left
-    ◌ accuracy int8      waiting for cpu
-    ✓ export-onnx        8.1 s  12 nodes fused, outputs equal
-    ✗ quantize-dynamic   There is nothing to quantize: …
-    ⊘ int8-conv          refused: …                                (a recipe's step that never became a job)
+⠹ quantize-static    62 %  ━━━━━╸────   0:41 left
+◌ accuracy int8      waiting for cpu
+✓ export-onnx        8.1 s  12 nodes fused, outputs equal
+✗ quantize-dynamic   There is nothing to quantize: …
+⊘ int8-conv          refused: …                                (a recipe's step that never became a job)
 """
 
 from engine.protocol import Cancelled, Failed, Job, Queued, RecipeRun, Running, Snapshot, Step, Succeeded

@@ -1,10 +1,10 @@
 """The tree of variants with the comparison beside it; running jobs hang under the variant they work on.
 
-    Variant                 Speed-up                      p50 ms   Size      Drop  Verdict
-    ● baseline              │              1.00×            9.80   11.2 MB      –
-    ├ ★ int8                │━━━━━━━━━─┿─  4.11×  4.02–4.20 2.38    2.9 MB   0.21  ✓ PASS
-    │ └ ⠹ quantize-static   ━━━━━╸─────── 42 %  calibrating  0:41 left
-    └ onnx                  │━━━━┿         2.28×  2.21–2.35 4.30   11.2 MB   0.00  ✓ PASS
+      Variant               Speed-up                      p50 ms   Size      Drop  Verdict
+    ● baseline              │              1.00×            9.80   11.2 MB      –  baseline
+    ★ ├ int8                │━━━━━━━━━─┿─  4.11×  4.02–4.20 2.38    2.9 MB   0.21  ✓ PASS
+      │ └ ⠹ quantize-static ━━━━━╸─────── 42 %  0:41 left  calibrating
+      └ onnx                │━━━━┿         2.28×  2.21–2.35 4.30   11.2 MB   0.00  ✓ PASS
 
 Columns come and go with the width (`COLUMNS`, by rank). All bars share one logarithmic scale, so they can be compared
 by eye: like a forest plot. `★` marks the fastest variant within the accuracy limit.
@@ -56,6 +56,9 @@ NAME_MINIMUM, NAME_MAXIMUM = 20, 44
 
 BAR_MAXIMUM = 32
 
+MARK = 2
+"""Cells before the tree: ● the baseline, ★ the best."""
+
 VERDICTS = {
     "PASS": ("✓ PASS", "✓ PASS", "good"),
     "FAIL": ("✗ FAIL", "✗ FAIL", "bad"),
@@ -86,24 +89,31 @@ class VariantsPane(LineTable):
     def show(self, snapshot: Snapshot, view: View) -> None:
         branches = ordered(snapshot, view.batch_size, view.sort, view.filter)
         found = {branch.variant.id: figures_for(snapshot, branch.variant.id, view.batch_size) for branch in branches}
-        layout = choose_layout(self.size.width, branches)
+        names = [branch.prefix + clean(branch.variant.name, 80) for branch in branches]
+        names += [
+            branch.below + "└ ⠹ " + job.kind for branch in branches for job in jobs_on(snapshot.jobs, branch.variant.id)
+        ]
+        layout = choose_layout(self.size.width, names)
         best = best_variant(snapshot, view.batch_size)
         scale = _scale(list(found.values()), layout)
         rows = []
         for branch in branches:
             star = best is not None and best.id == branch.variant.id
             rows.append(Row(branch.variant.id, _line(branch, found[branch.variant.id], layout, scale, star)))
-            rows += [Row(None, _job_line(job, branch.below, layout.name, self.size.width, view.now))
-                     for job in jobs_on(snapshot.jobs, branch.variant.id)]
+            jobs = jobs_on(snapshot.jobs, branch.variant.id)
+            for number, job in enumerate(jobs, 1):
+                last = number == len(jobs) and not (branch.children and view.sort == "tree")
+                below = branch.below + ("└ " if last else "├ ")
+                rows.append(Row(None, _job_line(job, below, layout.name, self.size.width, view.now)))
         self.set_rows(rows, [_headings(layout)] if rows else [])
         if not rows:
             self.set_lines(_empty(snapshot, view))
         self.set_caption("1 Variants", _details(snapshot, view))
 
 
-def choose_layout(width: int, branches: list[Branch]) -> Layout:
+def choose_layout(width: int, names: list[str]) -> Layout:
     """Columns by rank while they fit; then the verdict in full, the names, and the bar take what is left."""
-    needed = max((width_of(clean(b.prefix + b.variant.name, 80)) + 3 for b in branches), default=0)
+    needed = max((width_of(name) + MARK for name in names), default=0)
     name = min(max(needed, NAME_MINIMUM), NAME_MAXIMUM)
     room = width - NAME_MINIMUM - 1
     kept: set[str] = set()
@@ -113,7 +123,7 @@ def choose_layout(width: int, branches: list[Branch]) -> Layout:
         room -= column.width + 1
         kept.add(column.name)
     widths = {}
-    for grown, maximum in (("verdict", 17), ("name", name), ("bar", BAR_MAXIMUM)):
+    for grown, maximum in (("name", name), ("verdict", 17), ("bar", BAR_MAXIMUM)):
         start = NAME_MINIMUM if grown == "name" else next(one.width for one in COLUMNS if one.name == grown)
         more = min(max(maximum - start, 0), room) if grown in kept or grown == "name" else 0
         if grown == "verdict" and more < maximum - start:
@@ -125,19 +135,19 @@ def choose_layout(width: int, branches: list[Branch]) -> Layout:
 
 
 def _headings(layout: Layout) -> Line:
-    spans: list[Span] = [(fit("Variant", layout.name), "heading")]
+    spans: list[Span] = [("  ", ""), (fit("Variant", layout.name - MARK), "heading")]
     for column in layout.columns:
-        spans.append((" " + fit(column.heading, column.width, column.align), "heading"))
+        spans += [(" ", ""), (fit(column.heading, column.width, column.align), "heading")]
     return tuple(spans)
 
 
 def _line(branch: Branch, found: Figures, layout: Layout, scale: charts.LogScale, best: bool) -> Line:
     """One variant: its place in the tree, its name, its figures."""
     variant = branch.variant
-    mark = "● " if variant.parent is None else "★ " if best else ""
-    name = fit(clean(variant.name, 80), max(layout.name - width_of(branch.prefix + mark), 1))
+    mark = "● " if variant.parent is None else "★ " if best else "  "
+    name = fit(clean(variant.name, 80), max(layout.name - width_of(branch.prefix) - MARK, 1))
     role = "good-strong" if best else "strong" if variant.parent is None else ""
-    spans: list[Span] = [(branch.prefix, "faint"), (mark, "good" if best else "accent"), (name, role)]
+    spans: list[Span] = [(mark, "good" if best else "accent"), (branch.prefix, "faint"), (name, role)]
     for column in layout.columns:
         spans.append((" ", ""))
         spans += _cell(column, branch, found, scale)
@@ -206,9 +216,10 @@ def _cell(column: Column, branch: Branch, found: Figures, scale: charts.LogScale
 def _job_line(job: Job, below: str, name_width: int, width: int, now: float) -> Line:
     """A running or waiting job under its variant: what, how far, how long still."""
     title = clean(job.kind, 60)
-    room = max(name_width - width_of(below) - 4, 4)
+    below = " " * MARK + below
+    room = max(name_width - width_of(below) - 2, 4)
     if not isinstance(job.state, Running):
-        return ((below + "└ ", "faint"), ("◌ ", "muted"), (fit(title, room), "muted"), (" waiting", "muted"))
+        return ((below, "faint"), ("◌ ", "muted"), (fit(title, room), "muted"), (" waiting", "muted"))
     share, left = share_done(job), seconds_left(job, now)
     frame = charts.SPINNER[int(now * 2) % len(charts.SPINNER)]
     bar = 12 if width < 100 else 20
@@ -216,7 +227,7 @@ def _job_line(job: Job, below: str, name_width: int, width: int, now: float) -> 
     time = f"{figures.duration(left)} left" if left is not None else figures.duration(now - job.state.started)
     message = "cancelling" if job.state.cancelling else clean(job.state.message, 80)
     return (
-        (below + "└ ", "faint"),
+        (below, "faint"),
         (frame + " ", "accent"),
         (fit(title, room), "accent"),
         (" " + done, "accent"),
@@ -230,8 +241,12 @@ def _job_line(job: Job, below: str, name_width: int, width: int, now: float) -> 
 def _scale(all_figures: list[Figures], layout: Layout) -> charts.LogScale:
     """One scale for all bars, from the slowest to the fastest variant in the list."""
     width = next((column.width for column in layout.columns if column.name == "bar"), 12)
-    ends = [end for one in all_figures if speed_of(one) and one.latency and one.latency.speedup
-            for end in (one.latency.speedup.low, one.latency.speedup.high)]
+    ends = [
+        end
+        for one in all_figures
+        if speed_of(one) and one.latency and one.latency.speedup
+        for end in (one.latency.speedup.low, one.latency.speedup.high)
+    ]
     return charts.LogScale(min(ends, default=1.0), max(ends, default=1.0), width)
 
 

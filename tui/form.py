@@ -1,0 +1,126 @@
+"""A form made from `Field`s: one line each with label, input, and its help or what is wrong with it.
+
+    calibration samples  256          How many samples the ranges are taken from (from 8 to 10000)
+    per channel          [X]          One scale for each output channel
+    activations          uint8    ▾   ! One of uint8, int8.
+
+It says `Form.Changed` after every keystroke; `values` holds what parses, `errors` what does not. The engine's own
+sentences are put beside the fields with `show_errors`.
+"""
+
+from typing import Any, ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.message import Message
+from textual.widget import Widget
+from textual.widgets import Checkbox, Input, Select, Static
+
+from engine.protocol import Field
+
+from . import parameters
+from .text import content
+
+
+class Form(Vertical):
+    """See the top of this file. `given` replaces the defaults."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("down", "app.focus_next", show=False),
+        Binding("up", "app.focus_previous", show=False),
+    ]
+
+    class Changed(Message):
+        """A value changed."""
+
+        def __init__(self, form: "Form") -> None:
+            super().__init__()
+            self.form = form
+
+        @property
+        def control(self) -> "Form":
+            return self.form
+
+    def __init__(
+        self, fields: tuple[Field, ...], given: dict[str, Any] | None = None, *, id: str | None = None
+    ) -> None:
+        super().__init__(id=id, classes="form")
+        self.fields = fields
+        self.values: dict[str, Any] = {field.name: field.default for field in fields} | (given or {})
+        self.errors: dict[str, str] = {}
+        self._inputs: dict[int, Field] = {}
+        self._hints: dict[str, Static] = {}
+
+    def compose(self) -> ComposeResult:
+        for field in self.fields:
+            hint = Static(content(parameters.hint(field)), classes="form-hint")
+            self._hints[field.name] = hint
+            with Horizontal(classes="form-row"):
+                yield Static(content(field.name.replace("_", " "), limit=40), classes="form-label")
+                yield self._input(field)
+                yield hint
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What every field is if nobody touches it."""
+        return {field.name: field.default for field in self.fields}
+
+    def show_errors(self, errors: dict[str, str]) -> None:
+        """Put these sentences beside their fields, and the help beside the others."""
+        for field in self.fields:
+            wrong = errors.get(field.name)
+            hint = self._hints[field.name]
+            hint.set_class(wrong is not None, "-wrong")
+            hint.update(content("! " + wrong) if wrong is not None else content(parameters.hint(field)))
+
+    def focus_first(self) -> None:
+        """Go to the first field."""
+        for widget in self.query("Input, Select, Checkbox"):
+            widget.focus()
+            return
+
+    def _input(self, field: Field) -> Widget:
+        """The control for one field."""
+        value = self.values[field.name]
+        widget: Widget
+        if field.kind == "boolean":
+            widget = Checkbox("", value=bool(value), compact=True)
+        elif field.kind == "choice":
+            choices = [(content(choice, limit=40), choice) for choice in field.choices]
+            known = value if value in field.choices else Select.NULL
+            widget = Select(
+                choices,
+                value=known,
+                allow_blank=field.optional or known is Select.NULL,
+                prompt="automatic",
+                compact=True,
+            )
+        else:
+            widget = Input(
+                parameters.written(field, value), compact=True, placeholder="automatic" if field.optional else ""
+            )
+            widget.cursor_blink = False
+        widget.add_class("form-input")
+        self._inputs[id(widget)] = field
+        return widget
+
+    @on(Input.Changed)
+    @on(Select.Changed)
+    @on(Checkbox.Changed)
+    def _changed(self, message: Input.Changed | Select.Changed | Checkbox.Changed) -> None:
+        message.stop()
+        field = self._inputs.get(id(message.control))
+        if field is None:
+            return
+        self.errors.pop(field.name, None)
+        if isinstance(message, Input.Changed):
+            try:
+                self.values[field.name] = parameters.parse(field, message.value)
+            except ValueError as error:
+                self.errors[field.name] = str(error)
+        else:
+            self.values[field.name] = None if message.value is Select.NULL else message.value
+        self.show_errors(self.errors)
+        self.post_message(self.Changed(self))

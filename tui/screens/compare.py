@@ -1,0 +1,195 @@
+"""All variants under all conditions, and the one under the cursor beside another: A (marked with space) against B.
+
+Above: every runtime and batch size measured, one line each. Below: the two variants side by side with what changed
+from A to B. Figures measured under different conditions are not put into a ratio; the reason is written instead.
+"""
+
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.content import Content
+from textual.screen import Screen
+from textual.widgets import Static
+
+from engine.protocol import Accuracy, Latency, Snapshot, Variant
+
+from .. import figures
+from ..comparison import accuracies, baseline_of, latencies, tree, variant_named
+from ..lines import Line
+from ..panes.variants import RUNTIMES, VERDICTS
+from ..table import LineTable, Row
+from ..text import clean, fit
+from ..view import View
+
+if TYPE_CHECKING:
+    from ..app import TrimtabApp
+
+NAME = 30
+
+
+class CompareScreen(Screen[None]):
+    """See the top of this file."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,c", "dismiss", show=False),
+        Binding("space", "mark", show=False),
+    ]
+
+    def __init__(self, against: str | None = None) -> None:
+        super().__init__()
+        self._against = against
+
+    def compose(self) -> ComposeResult:
+        yield Static(Content.assemble((" Comparison ", "bold"), ("all runtimes and batch sizes", "$muted")), id="title")
+        yield LineTable(id="comparison")
+        yield Static(id="pair")
+        yield Static("space marks A   ↑ ↓ chooses B   esc back", id="compare-keys")
+
+    def on_mount(self) -> None:
+        self.query_one(LineTable).focus()
+        app = cast("TrimtabApp", self.app)
+        self.call_after_refresh(lambda: self.show(app.connection.snapshot, app.view()))
+
+    def show(self, snapshot: Snapshot, view: View) -> None:
+        if self._against is None or variant_named(snapshot, self._against) is None:
+            baseline = baseline_of(snapshot)
+            self._against = baseline.id if baseline else None
+        table = self.query_one(LineTable)
+        table.set_rows(rows(snapshot, self._against), [HEADINGS])
+        one = variant_named(snapshot, self._against)
+        other = variant_named(snapshot, (table.key or "").partition(" ")[0])
+        if one is not None and other is not None:
+            self.query_one("#pair", Static).update(side_by_side(snapshot, one, other))
+
+    def action_mark(self) -> None:
+        key = self.query_one(LineTable).key
+        if key is not None:
+            self._against = key.partition(" ")[0]
+            cast("TrimtabApp", self.app).paint()
+
+    @on(LineTable.Highlighted)
+    def _moved(self) -> None:
+        cast("TrimtabApp", self.app).paint()
+
+
+HEADINGS: Line = (
+    (
+        "   " + fit("Variant", NAME) + f"{'Runtime':<16}{'Batch':>5}{'p50 ms':>8}{'p99 ms':>8}{'per s':>8}"
+        f"{'Speed-up':>9}  {'95 % CI':<12}{'× parent':>8}{'Size':>9}{'Acc %':>7}{'Drop':>7}  Verdict",
+        "heading",
+    ),
+)
+
+
+def rows(snapshot: Snapshot, against: str | None) -> list[Row]:
+    """A line for each measured condition; a variant that was not measured has one line too."""
+    found = []
+    for branch in tree(snapshot.variants):
+        variant = branch.variant
+        judged = {one.conditions.runtime: one for one in accuracies(snapshot, variant.id)}
+        timed: list[Latency | None] = [*latencies(snapshot, variant.id)]
+        for number, one in enumerate(timed or [None]):
+            accuracy = judged.get(one.conditions.runtime) if one else next(iter(judged.values()), None)
+            mark = "A " if variant.id == against and number == 0 else "  "
+            name = branch.prefix + clean(variant.name, 60) if number == 0 else branch.below
+            found.append(Row(f"{variant.id} {number}", _row(variant, mark, name, one, accuracy, number == 0)))
+    return found
+
+
+def _row(variant: Variant, mark: str, name: str, one: Latency | None, accuracy: Accuracy | None, first: bool) -> Line:
+    speed = one.speedup if one and variant.parent is not None else None
+    parent = one.speedup_over_parent if one and variant.parent is not None else None
+    role = {"FASTER": "good", "SLOWER": "bad"}.get(speed.verdict, "") if speed else "muted"
+    verdict, verdict_role = "", "muted"
+    if accuracy is not None and variant.parent is not None:
+        verdict, _, verdict_role = VERDICTS[accuracy.verdict]
+    runtime = f"{RUNTIMES.get(one.conditions.runtime, one.conditions.runtime)} {one.conditions.device}" if one else ""
+    return (
+        (" " + mark, "key"),
+        (fit(name, NAME), "strong" if first else "faint"),
+        (fit(clean(runtime, 40) if one else "not measured", 16), "muted"),
+        (f"{one.batch_size if one else figures.UNKNOWN:>5}", ""),
+        (f"{figures.milliseconds(one.p50_ms if one else None):>8}", ""),
+        (f"{figures.milliseconds(one.p99_ms if one else None):>8}", "muted"),
+        (f"{figures.per_second(one.throughput_per_s if one else None):>8}", ""),
+        (f"{figures.ratio(speed.ratio if speed else None):>9}", role),
+        (fit("  " + (figures.interval(speed.low, speed.high) if speed else ""), 14), "muted"),
+        (f"{figures.ratio(parent.ratio if parent else None):>8}", "muted"),
+        (f"{figures.size(variant.size_bytes):>9}", "" if first else "faint"),
+        (f"{figures.accuracy(accuracy.value if accuracy else None):>7}", ""),
+        (f"{figures.points(accuracy.drop if accuracy and variant.parent else None):>7}", verdict_role),
+        ("  " + verdict, verdict_role),
+    )
+
+
+def side_by_side(snapshot: Snapshot, one: Variant, other: Variant) -> Content:
+    """A, B, and what changed from A to B."""
+    lines = [_line("", clean(one.name, 40), clean(other.name, 40), "A → B", "bold $secondary")]
+    lines.append(_line("technique", clean(one.technique or "–", 40), clean(other.technique or "–", 40), ""))
+    lines.append(
+        _line(
+            "size",
+            figures.size(one.size_bytes),
+            figures.size(other.size_bytes),
+            _times(one.size_bytes, other.size_bytes, "smaller", "larger"),
+        )
+    )
+    lines.append(
+        _line("MACs", figures.count(one.macs), figures.count(other.macs), _times(one.macs, other.macs, "fewer", "more"))
+    )
+    theirs, mine = latencies(snapshot, one.id), latencies(snapshot, other.id)
+    for batch in sorted({timed.batch_size for timed in (*theirs, *mine)}):
+        left, right = (
+            min((timed for timed in both if timed.batch_size == batch), key=lambda timed: timed.p50_ms, default=None)
+            for both in (theirs, mine)
+        )
+        lines.append(_line(f"p50 batch {batch}", _timed(left), _timed(right), _faster(left, right)))
+    a, b = (next(iter(accuracies(snapshot, id)), None) for id in (one.id, other.id))
+    change = ""
+    if a is not None and b is not None:
+        change = (
+            f"{figures.points(a.value - b.value)} pt lower"
+            if a.value >= b.value
+            else (f"{figures.points(b.value - a.value)} pt higher")
+        )
+    lines.append(
+        _line("accuracy", figures.accuracy(a.value if a else None), figures.accuracy(b.value if b else None), change)
+    )
+    lines.append(_line("verdict", VERDICTS[a.verdict][0] if a else "–", VERDICTS[b.verdict][0] if b else "–", ""))
+    if other.changed is not None:
+        lines.append(Content.assemble((" B: ", "$muted"), clean(other.changed.summary, 300)))
+    return Content("\n").join(lines)
+
+
+def _line(label: str, left: str, right: str, change: str, style: str = "") -> Content:
+    return Content.assemble(
+        (f" {fit(label, 14)}", "$muted"),
+        (f"{fit(left, 28)} {fit(right, 28)} ", style),
+        (change, "bold" if style == "" else style),
+    )
+
+
+def _timed(one: Latency | None) -> str:
+    if one is None:
+        return "not measured"
+    return clean(f"{figures.milliseconds(one.p50_ms)} ms  {RUNTIMES.get(one.conditions.runtime, '?')}", 40)
+
+
+def _faster(left: Latency | None, right: Latency | None) -> str:
+    """From A to B through their common baseline, which cancels how busy the machine was at either time."""
+    if left is None or right is None:
+        return ""
+    if left.conditions.device != right.conditions.device or left.conditions.processor != right.conditions.processor:
+        return "measured on different devices: no ratio"
+    first = left.speedup.ratio if left.speedup else 1.0
+    second = right.speedup.ratio if right.speedup else 1.0
+    ratio = second / first if first else 1.0
+    return f"{figures.ratio(ratio)} faster" if ratio >= 1 else f"{figures.ratio(1 / ratio)} slower"
+
+
+def _times(left: float | None, right: float | None, less: str, more: str) -> str:
+    if not left or not right or abs(left - right) / left < 0.005:
+        return ""
+    return f"{figures.ratio(left / right)} {less}" if right < left else f"{figures.ratio(right / left)} {more}"

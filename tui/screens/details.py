@@ -1,0 +1,236 @@
+"""One variant whole: where it comes from, what changed and what was left, every figure, recipe, log.
+
+Drawn again from each snapshot, so a measurement that ends while one reads appears by itself.
+"""
+
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.screen import Screen
+from textual.widgets import Static
+
+from engine.protocol import GetRecipe, Latency, ReadLog, Snapshot, Text, Variant
+
+from .. import figures
+from ..comparison import accuracies, latencies, lineage, variant_named
+from ..panes.variants import VERDICTS
+from ..text import clean, content, content_lines, fit
+from ..view import View
+
+if TYPE_CHECKING:
+    from ..app import TrimtabApp
+
+LISTED = 40
+"""Layers named one by one before the rest is only counted."""
+
+
+class DetailsScreen(Screen[None]):
+    """See the top of this file."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,enter", "dismiss", show=False),
+        Binding("j", "scroll(1)", show=False),
+        Binding("k", "scroll(-1)", show=False),
+    ]
+
+    def __init__(self, variant: Variant) -> None:
+        super().__init__()
+        self._variant = variant
+        self._drawn: object = None
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="details-title")
+        with VerticalScroll(id="details"):
+            yield Static(id="facts")
+            yield Static(id="recipe")
+            yield Static(id="log-text")
+        yield Static("esc back   ↑ ↓ scroll   drag selects, ctrl+c copies", id="details-keys")
+
+    def on_mount(self) -> None:
+        self.query_one("#details").focus()
+        app = cast("TrimtabApp", self.app)
+        self.show(app.connection.snapshot, app.view())
+        self.run_worker(self._fetch(), group="details")
+
+    def show(self, snapshot: Snapshot, view: View) -> None:
+        variant = variant_named(snapshot, self._variant.id) or self._variant
+        key = (variant, snapshot.measurements, self.size.width)
+        if key == self._drawn:
+            return
+        self._drawn = key
+        path = " → ".join(clean(one.name, 40) for one in lineage(snapshot, variant))
+        self.query_one("#details-title", Static).update(Content.assemble((" Variant ", "$secondary"), (path, "bold")))
+        self.query_one("#facts", Static).update(facts(snapshot, variant))
+
+    def action_scroll(self, by: int) -> None:
+        self.query_one("#details").scroll_relative(y=by * 2, animate=False)
+
+    async def _fetch(self) -> None:
+        """The recipe and the log, which are not in the snapshot."""
+        app = cast("TrimtabApp", self.app)
+        if self._variant.parent is not None:
+            reply = await app.ask(GetRecipe(request=0, variant=self._variant.id), quiet=True)
+            if isinstance(reply, Text):
+                self.query_one("#recipe", Static).update(_section("Recipe", content_lines(reply.text)))
+        if self._variant.job is not None:
+            reply = await app.ask(ReadLog(request=0, job=self._variant.job), quiet=True)
+            if isinstance(reply, Text) and reply.text:
+                log = _section("Log of its job", content_lines(reply.text, "$muted"))
+                self.query_one("#log-text", Static).update(log)
+
+
+def facts(snapshot: Snapshot, variant: Variant) -> Content:
+    """Everything the snapshot knows of a variant."""
+    parts = [_section("What it is", _identity(variant))]
+    if variant.changed is not None:
+        parts.append(_section("What changed", _changed(variant)))
+    parts.append(_section("Latency and throughput", _latencies(snapshot, variant)))
+    parts.append(_section("Accuracy", _accuracies(snapshot, variant)))
+    if variant.parent is None and snapshot.model is not None:
+        parts.append(_section("Model", _model(snapshot)))
+    parts.append(_section("Files", _files(variant)))
+    return Content("\n").join(parts)
+
+
+def _section(title: str, body: Content) -> Content:
+    return Content.assemble((f"{title}\n", "bold $primary"), body, "\n")
+
+
+def _pairs(pairs: list[tuple[str, str]]) -> Content:
+    """Label and text, line by line; the texts are clean."""
+    return Content("\n").join(Content.assemble((f"  {fit(label, 14)} ", "$muted"), text) for label, text in pairs)
+
+
+def _identity(variant: Variant) -> Content:
+    parameters = ", ".join(f"{name} {value}" for name, value in variant.parameters.items())
+    pairs = [
+        ("technique", clean(variant.technique or "none: the model as it was opened", 80)),
+        ("parameters", clean(parameters or "none", 400)),
+        ("format", variant.format + ("" if variant.portable else ", ONNX Runtime only (nodes of com.microsoft)")),
+        ("made for", clean(f"{variant.target} on a processor with {variant.processor or 'no known features'}", 160)),
+        ("size", figures.size(variant.size_bytes)),
+        ("parameters", figures.count(variant.parameter_count)),
+        ("MACs / sample", figures.count(variant.macs)),
+        ("to deploy", f"{variant.complexity} complexity"),
+        ("took", figures.duration(variant.seconds)),
+        ("id", clean(variant.id, 40)),
+    ]
+    return _pairs(pairs)
+
+
+def _changed(variant: Variant) -> Content:
+    """What the technique really did, and what it left with the reason."""
+    changed = variant.changed
+    assert changed is not None
+    lines = [content(f"  {changed.summary}")]
+    for name, value in changed.figures.items():
+        shown = figures.number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+        lines.append(Content.assemble((f"  {fit(clean(name.replace('_', ' '), 40), 30)} ", "$muted"), clean(shown, 80)))
+    if changed.touched:
+        names = ", ".join(clean(name, 60) for name in changed.touched[:LISTED])
+        more = f" and {len(changed.touched) - LISTED} more" if len(changed.touched) > LISTED else ""
+        lines.append(Content.assemble((f"  touched {len(changed.touched)}: ", "$success"), names + more))
+    reasons: dict[str, list[str]] = {}
+    for left in changed.left:
+        reasons.setdefault(left.reason, []).append(clean(left.name, 60))
+    for reason, names_left in reasons.items():
+        shown = ", ".join(names_left[:LISTED]) + (" …" if len(names_left) > LISTED else "")
+        lines.append(Content.assemble((f"  left {len(names_left)}: ", "$warning"), clean(reason, 300)))
+        lines.append(Content.styled(f"    {shown}", "$muted"))
+    return Content("\n").join(lines)
+
+
+def _latencies(snapshot: Snapshot, variant: Variant) -> Content:
+    """One line for each runtime and batch size, then the conditions."""
+    rows = latencies(snapshot, variant.id)
+    if not rows:
+        return Content.styled("  Not measured yet (m measures).", "$muted")
+    head = f"  {'runtime':<16}{'batch':>6}{'p50 ms':>9}{'p90':>8}{'p99':>8}{'per s':>9}{'speed-up':>10}"
+    head += f"  {'95 % CI':<13}{'verdict':<10}{'× parent':>9}{'calls':>7}{'A/A ±':>8}"
+    lines = [Content.styled(head, "$muted")]
+    for one in rows:
+        where = clean(f"{one.conditions.runtime} {one.conditions.device}", 60)
+        text = f"  {fit(where, 16)}{one.batch_size:>6}{figures.milliseconds(one.p50_ms):>9}"
+        text += f"{figures.milliseconds(one.p90_ms):>8}{figures.milliseconds(one.p99_ms):>8}"
+        text += f"{figures.per_second(one.throughput_per_s):>9}"
+        speed = one.speedup
+        verdict, style = ("", "")
+        if speed is not None:
+            text += f"{figures.ratio(speed.ratio):>10}  {figures.interval(speed.low, speed.high):<13}"
+            verdict = speed.verdict
+            style = {"FASTER": "$success", "SLOWER": "$error"}.get(verdict, "$muted")
+        else:
+            text += f"{figures.UNKNOWN:>10}  {'':<13}"
+        parent = one.speedup_over_parent.ratio if one.speedup_over_parent else None
+        tail = f"{figures.ratio(parent):>9}{one.samples:>7}{figures.percent(one.noise_floor):>8}"
+        lines.append(Content.assemble(text, (f"{verdict:<10}", style), tail))
+    lines += [Content.styled(f"  {text}", "$muted") for text in _conditions(rows)]
+    return Content("\n").join(lines)
+
+
+def _conditions(rows: list[Latency]) -> list[str]:
+    """Under what the figures hold; each set of conditions once."""
+    seen: dict[str, None] = {}
+    for one in rows:
+        held = one.conditions
+        versions = " ".join(f"{name} {version}" for name, version in held.versions.items())
+        against = f", against {one.speedup.against}" if one.speedup else ""
+        threads = f", {held.threads} threads" if held.threads else ""
+        notes = "".join(f"; {note}" for note in held.notes)
+        text = f"{held.runtime} on {held.device} ({held.processor}){threads}{against} {versions}{notes}"
+        seen[clean(text, 300)] = None
+    return list(seen)
+
+
+def _accuracies(snapshot: Snapshot, variant: Variant) -> Content:
+    rows = accuracies(snapshot, variant.id)
+    if not rows:
+        return Content.styled("  Not measured yet (m measures).", "$muted")
+    lines = []
+    for one in rows:
+        long, _, role = VERDICTS[one.verdict]
+        style = {"good": "$success", "bad": "$error"}.get(role, "$warning")
+        what = {"accuracy": "accuracy", "metric": "metric", "agreement": "agreement with the baseline"}[one.kind]
+        word = "changed" if one.kind == "agreement" else "drop"
+        text = f"  {fit(clean(one.conditions.runtime, 40), 16)}{what} {figures.accuracy(one.value)}, {word} "
+        text += f"{figures.points(one.drop)} ({figures.points(one.low)} to {figures.points(one.high)}), limit "
+        text += f"{figures.points(one.limit)} pt, {one.samples:,} samples  "
+        lines.append(Content.assemble(text, (long, style)))
+        extra = []
+        if one.flipped_to_wrong is not None:
+            extra.append(f"{one.flipped_to_wrong} answers became wrong, {one.flipped_to_right} became right")
+        if one.cosine is not None:
+            extra.append(f"cosine {one.cosine:.4f}")
+        if one.sqnr_db is not None:
+            extra.append(f"SQNR {one.sqnr_db:.1f} dB")
+        if one.sentence:
+            extra.append(clean(one.sentence, 300))
+        lines.append(Content.styled(f"    {'; '.join(extra)}", "$muted"))
+    return Content("\n").join(lines)
+
+
+def _model(snapshot: Snapshot) -> Content:
+    model = snapshot.model
+    assert model is not None
+    tensors = [(kind, one) for kind, group in (("input", model.inputs), ("output", model.outputs)) for one in group]
+    pairs = [("file", clean(model.source.path, 200)), ("SHA-256", model.source.sha256[:16] + "…")]
+    for kind, one in tensors:
+        shape = "×".join("?" if size is None else str(size) for size in one.shape)
+        pairs.append((kind, clean(f"{one.name}: {one.dtype} {shape}", 160)))
+    pairs.append(("offers", clean(", ".join(model.offers) or "nothing beside the model", 200)))
+    pairs.append(("test data", "labelled" if model.labelled else "unlabelled: agreement instead of accuracy"))
+    return _pairs(pairs)
+
+
+def _files(variant: Variant) -> Content:
+    lines = [
+        Content.assemble(
+            f"  {fit(clean(one.path, 60), 40)}{figures.size(one.size_bytes):>10}  ",
+            (f"sha256 {clean(one.sha256, 64)[:16]}…", "$muted"),
+        )
+        for one in variant.files
+    ]
+    return Content("\n").join(lines)
