@@ -360,6 +360,8 @@ class _Instance:
                     if request.status not in (COMPLETED, FAILED):
                         _fail(request, RuntimeError(f"the model ended its thread with {type(error).__name__}"))
             executor.finish(self, runs, waited)
+            for run in runs:
+                run.requests = []  # else a cycle (each request knows its batch) keeps the arrays until a collection
             del batch
             if fatal is not None:
                 executor.break_down(f"the model ended its thread with {type(fatal).__name__}")

@@ -100,6 +100,8 @@ class DynamicBatcher:
         except asyncio.CancelledError:
             executor.withdraw(request)
             raise
+        finally:
+            del future  # it holds the exception, whose traceback holds this frame
 
     # --- control ---------------------------------------------------------------------------------
 
@@ -194,9 +196,10 @@ class DynamicBatcher:
 def _resolve(requests: list[Request]) -> None:
     for request in requests:
         future = request.future
-        if future.done():  # its caller went away while it ran
-            continue
-        if request.status == COMPLETED:
+        if future.done():
+            pass  # its caller went away while it ran
+        elif request.status == COMPLETED:
             future.set_result(request.outputs)
         else:
             future.set_exception(request.error)
+        request.error = request.future = None  # no cycle from an exception through its traceback to the request

@@ -1,9 +1,11 @@
 """The batcher where naive ones fail, with real threads and a real event loop."""
 
 import asyncio
+import gc
 import random
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +14,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from engine.batch_executor import BatchExecutor
+from engine.batch_queue import COMPLETED, Request
 from engine.batching import (
     BatcherClosed,
     BatchPolicy,
@@ -59,6 +63,20 @@ async def until(condition: Callable[[], bool], seconds: float = 30) -> None:
     while not condition():
         assert time.monotonic() < deadline, "the condition never held"
         await asyncio.sleep(0.002)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """`until` for tests without an event loop."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.001)
+
+
+def asleep(batcher: DynamicBatcher) -> int:
+    """How many instances wait for something to do."""
+    assert batcher._executor is not None
+    return len(batcher._executor._sleepers)
 
 
 async def soon(awaitable: Awaitable[Any]) -> Any:
@@ -173,8 +191,62 @@ async def test_a_policy_that_always_waits_waits_and_no_longer_than_it_says() -> 
 
 async def test_a_full_batch_does_not_wait_for_its_time() -> None:
     async with DynamicBatcher(double, BatchPolicy(max_batch_size=4, max_wait_ms=60_000, wait="always")) as batcher:
-        await soon(asyncio.gather(*(batcher.predict(rows(value)) for value in range(8))))
+        first = asyncio.create_task(batcher.predict(rows(9)))
+        await until(
+            lambda: batcher.depth == 1 and asleep(batcher) == 1
+        )  # it waits for company with its eye on the clock
+        await soon(asyncio.gather(first, *(batcher.predict(rows(value)) for value in range(7))))
         assert batcher.statistics.totals().batch_sizes == {4: 2}
+
+
+async def test_what_a_batch_left_behind_wakes_the_next_instance() -> None:
+    model = Gate()
+    policy = BatchPolicy(max_batch_size=8, max_wait_ms=60_000, wait="always", instances=2)
+    async with DynamicBatcher(model, policy) as batcher:
+        small = asyncio.create_task(batcher.predict(rows(1, 2, 3)))
+        await until(lambda: batcher.depth == 1 and asleep(batcher) == 2)
+        large = asyncio.create_task(batcher.predict(rows(*range(8))))  # does not fit beside the first
+        await model.busy(times=2)
+        model.open.set()
+        await soon(asyncio.gather(small, large))
+    assert sorted(model.sizes) == [3, 8]
+
+
+def test_a_wake_up_in_the_moment_the_time_runs_out_is_neither_lost_nor_left_over() -> None:
+    """The wait of the only instance runs out, and before it can say so a request comes and wakes it."""
+    done: list[Request] = []
+    executor = BatchExecutor(double, BatchPolicy(max_batch_size=2, max_wait_ms=20, wait="always"), done.extend)
+
+    def submit() -> None:
+        executor.submit(Request(rows(1), 1, ("x",)))
+
+    class Unlucky:
+        """The instance's token, with bad timing."""
+
+        def __init__(self, token: Any) -> None:
+            self.token, self.waits = token, 0
+            self.release = token.release
+
+        def acquire(self, timeout: float = -1) -> bool:
+            if timeout == -1 and self.waits == 1:
+                self.waits = 2
+                submit()  # as it falls asleep again: its wake-up would fail if one were left over
+            got: bool = self.token.acquire(timeout=timeout)
+            if not got and not self.waits:
+                self.waits = 1
+                submit()  # fills the batch, so it wakes the instance
+            return got
+
+    try:
+        wait_for(lambda: bool(executor._sleepers))
+        unlucky = executor._instances[0].token = Unlucky(executor._instances[0].token)  # type: ignore[assignment]
+        submit()
+        wait_for(lambda: len(done) == 3)
+        assert unlucky.waits == 2
+    finally:
+        executor.close(drain=True)
+        assert executor.join(30)
+    assert {request.status for request in done} == {COMPLETED}
 
 
 async def test_only_the_poisoned_request_fails() -> None:
@@ -517,3 +589,25 @@ async def test_threads_end_with_the_batcher() -> None:
     async with DynamicBatcher(double, BatchPolicy(instances=4)) as batcher:
         await batcher.predict(rows(1))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("batch-instance")]
+
+
+async def test_finished_requests_are_freed_without_a_garbage_collection() -> None:
+    def picky(inputs: Arrays) -> Arrays:
+        if 3.0 in inputs["x"]:
+            raise ValueError("unlucky")
+        return double(inputs)
+
+    async with DynamicBatcher(picky, BatchPolicy(max_batch_size=4)) as batcher:
+        inputs = [rows(value) for value in range(1, 9)]
+        traces = [weakref.ref(each["x"]) for each in inputs]
+        gc.collect()
+        gc.disable()
+        try:
+            calls = [batcher.predict(each) for each in inputs]
+            ends = await soon(asyncio.gather(*calls, return_exceptions=True))
+            assert sum(isinstance(end, ValueError) for end in ends) == 1
+            del inputs, calls, ends
+            await asyncio.sleep(0)
+            await until(lambda: not any(trace() is not None for trace in traces), seconds=5)
+        finally:
+            gc.enable()

@@ -55,6 +55,19 @@ def test_requests_of_several_rows_count_by_rows() -> None:
     assert rows_of(second) == [4, 1]
 
 
+def test_a_request_that_is_taken_out_does_not_count_any_more() -> None:
+    queue = waiting((0.0, 5), (0.0, 2))
+    gone = Request({}, 6, ("a",))
+    queue.add(gone, 0.0)
+    assert queue.remove(gone)
+    assert queue.count == 2
+    assert queue.take(0.0, ALWAYS)[0] is None  # seven rows are no full batch
+    batch, _ = queue.take(0.010, ALWAYS)
+    assert batch is not None
+    assert rows_of(batch) == [5, 2]
+    assert not queue.remove(batch.requests[0])
+
+
 def test_different_shapes_never_share_a_batch_and_the_oldest_goes_first() -> None:
     queue = waiting((0.000, 1), key="rare")
     waiting(*[(0.001, 1)] * 30, key="common", queue=queue)
