@@ -139,6 +139,10 @@ class Model(abc.ABC):
     def score(self, outputs: Arrays, labels: np.ndarray) -> np.ndarray:
         """Correctness of each sample, float64 (n,): 1 right, 0 wrong, or a share between."""
 
+    def metric_value(self, outputs: Arrays, labels: np.ndarray) -> float:
+        """`metric` of all outputs and labels. Raises ModelError where the model file has none."""
+        raise ModelError(f"{self.path.name} has no metric().")
+
     # --- the module (PyTorch kinds only)
 
     def module(self) -> torch.nn.Module:

@@ -7,6 +7,7 @@ unknown number of loop iterations, an operator of another domain) is None, never
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from onnx import GraphProto, NodeProto
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -37,8 +39,9 @@ ATEN_TO_ONNX = {
     "convolution": "Conv", "mm": "MatMul", "addmm": "Gemm", "bmm": "MatMul", "baddbmm": "MatMul", "linear": "Gemm",
     "embedding": "Gather", "native_layer_norm": "LayerNormalization", "native_batch_norm": "BatchNormalization",
     "_native_batch_norm_legit_no_training": "BatchNormalization", "native_group_norm": "GroupNormalization",
-    "relu": "Relu", "relu_": "Relu", "gelu": "Gelu", "silu": "Swish", "silu_": "Swish", "sigmoid": "Sigmoid", "tanh": "Tanh",
-    "_softmax": "Softmax", "_log_softmax": "LogSoftmax", "hardtanh": "Clip", "hardtanh_": "Clip", "add": "Add", "add_": "Add",
+    "relu": "Relu", "relu_": "Relu", "gelu": "Gelu", "silu": "Swish", "silu_": "Swish", "sigmoid": "Sigmoid",
+    "tanh": "Tanh", "_softmax": "Softmax", "_log_softmax": "LogSoftmax", "hardtanh": "Clip", "hardtanh_": "Clip",
+    "add": "Add", "add_": "Add",
     "mul": "Mul", "div": "Div", "cat": "Concat", "mean": "ReduceMean", "max_pool2d_with_indices": "MaxPool",
     "avg_pool2d": "AveragePool", "_adaptive_avg_pool2d": "GlobalAveragePool", "hardswish": "HardSwish",
     "_scaled_dot_product_flash_attention_for_cpu": "Attention", "_scaled_dot_product_attention_math": "Attention",
@@ -117,11 +120,27 @@ def graph_shapes(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> Shape
         if output.type.HasField("tensor_type"):
             output.type.tensor_type.ClearField("shape")
     del fixed.graph.value_info[:]
-    try:
+    with contextlib.suppress(Exception):  # what it cannot infer stays unknown
         fixed = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
-    except Exception:
-        pass  # what it cannot infer stays unknown
     return {name: shape for graph in _graphs(fixed.graph) for name, shape in _known_shapes(graph)}
+
+
+def probed_shapes(path: Path, inputs: dict[str, np.ndarray], names: tuple[str, ...]) -> Shapes:
+    """Shapes that inference does not find, seen by running the unoptimised graph once with these tensors as outputs."""
+    model = onnx.load(path, load_external_data=False)
+    made = {name for node in model.graph.node for name in node.output} - {value.name for value in model.graph.output}
+    wanted = [name for name in dict.fromkeys(names) if name in made]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        values = session.run(wanted, {value.name: inputs[value.name] for value in session.get_inputs()})
+    except Exception:  # too large for one message, or a kind of tensor that cannot be an output: stays unknown
+        return {}
+    return {name: tuple(value.shape) for name, value in zip(wanted, values, strict=True) if hasattr(value, "shape")}
 
 
 def missing_shapes(model: onnx.ModelProto, shapes: Shapes) -> tuple[str, ...]:
@@ -241,7 +260,8 @@ def file_macs(path: Path, inputs: dict[str, np.ndarray], samples: int = 1) -> in
     """Multiply-adds per sample of an `.onnx` file for these inputs, which hold `samples` samples."""
     model = onnx.load(path, load_external_data=False)
     shapes = graph_shapes(model, inputs)
-    if missing_shapes(model, shapes):
-        return None
+    missing = missing_shapes(model, shapes)
+    if missing:
+        shapes |= probed_shapes(path, inputs, missing)
     count = count_graph_macs(model, shapes)
     return None if count is None else count // samples

@@ -140,7 +140,7 @@ class NpzData:
     def __init__(self, path: Path, inputs: tuple[TensorSpec, ...], axes: Axes) -> None:
         """Raises ModelError when the file is unreadable, lacks an input, or has wrong shapes or types."""
         self.path, self.axes = path, axes
-        arrays = _read_npz(path)
+        arrays = read_npz(path)
         self.labels = arrays.pop("labels", None)
         self.inputs: Arrays = {}
         for spec in inputs:
@@ -170,7 +170,8 @@ def rows_of(inputs: Arrays, axes: Axes, rows: slice | np.ndarray) -> Arrays:
     return _rows((inputs, None), axes, rows)[0]
 
 
-def _read_npz(path: Path) -> Arrays:
+def read_npz(path: Path) -> Arrays:
+    """All arrays of an `.npz`. Raises ModelError for anything else, for pickles in it, or too much of it."""
     if not path.is_file():
         raise ModelError(f"There is no data file {path}.")
     try:

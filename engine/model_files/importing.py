@@ -14,7 +14,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
+from ..context import JobCancelled
 from ..models import ModelError
+
+PASSED_ON = (ModelError, JobCancelled, MemoryError, torch.OutOfMemoryError)
+"""Never turned into another sentence: they have one, or the worker says it better."""
 
 
 def module_name(path: Path) -> str:
@@ -55,7 +61,7 @@ def run_user_code(path: Path, what: str, function: Callable[..., Any], *argument
     """
     try:
         return function(*arguments, **named)
-    except ModelError:
+    except PASSED_ON:
         raise
     except (Exception, SystemExit) as error:
         raise ModelError(f"{path.name}: {what} failed{where(error, path)}: {in_one_line(error)}") from error

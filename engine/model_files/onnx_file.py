@@ -8,6 +8,7 @@ up (`onnx_inputs`): enough for latency and for agreement, and said so in `notes`
 from __future__ import annotations
 
 import functools
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from ..measurements.complexity import count_graph_macs, graph_shapes, missing_shapes
+from ..measurements.complexity import file_macs
 from ..models import BATCH, Arrays, Model, ModelError, batch_axis
 from ..protocol import LayerInfo, ModelSource, TensorSpec, VariantDraft
 from .datasets import Axes, Batch, NpzData, rebatched, rows_of, split
@@ -54,7 +55,7 @@ class OnnxModel(Model):
         self.synthetic_data = self.data is None
         if self.synthetic_data:
             self.notes += (
-                'There is no data: accuracy is agreement on made-up inputs. Give labelled samples as data = "test.npz".',
+                'There is no data: accuracy is agreement on made-up inputs. Give samples as data = "test.npz".',
             )
 
     # --- opening
@@ -109,7 +110,7 @@ class OnnxModel(Model):
                 "" if self.data is not None else ' If it needs particular values, give real ones as data = "test.npz".'
             )
             raise ModelError(
-                f"{self.path.name} fails at batch {batch_size} on {what} ({_shapes(inputs)}): {in_one_line(error)}.{hint}"
+                f"{self.path.name} fails at batch {batch_size} on {what} ({_shapes(inputs)}): {_cause(error)}.{hint}"
             ) from error
         names = [output.name for output in session.get_outputs()]
         return {
@@ -210,7 +211,7 @@ class OnnxModel(Model):
 
     def write_baseline(self, directory: Path) -> VariantDraft:
         directory.mkdir(parents=True, exist_ok=True)
-        graph = self.graph
+        graph, size = self.graph, self.fixed_batch or 1
         names = external_files(graph)
         if GRAPH in names:
             raise ModelError(
@@ -227,22 +228,21 @@ class OnnxModel(Model):
             files=(GRAPH, *names),
             deployed_files=(GRAPH, *names),
             parameter_count=parameter_count(graph),
-            macs=self._macs(graph),
+            macs=file_macs(self.path, self.example(size), size),
             portable=all(node.domain != "com.microsoft" for node in graph.graph.node),
         )
-
-    def _macs(self, graph: onnx.ModelProto) -> int | None:
-        size = self.fixed_batch or 1
-        shapes = graph_shapes(graph, self.example(size))
-        if missing_shapes(graph, shapes):
-            return None
-        count = count_graph_macs(graph, shapes)
-        return None if count is None else count // size
 
 
 def parameter_count(model: onnx.ModelProto) -> int:
     """Elements of all constants with at least one axis: weights, and the few shape constants beside them."""
     return sum(int(np.prod(tensor.dims, dtype=np.int64)) for tensor in all_tensors(model) if tensor.dims)
+
+
+def _cause(error: Exception) -> str:
+    """ONNX Runtime's message from the innermost node on: it wraps the cause once per subgraph."""
+    text = " ".join(str(error).split())
+    innermost = re.split(r"Non-zero status code returned while running ", text)[-1]
+    return innermost[:300].rstrip(". ")
 
 
 def _closed(spec: TensorSpec) -> TensorSpec:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
+from onnx import ModelProto, NodeProto, ValueInfoProto
 
 from ..models import BATCH, Arrays, ModelError, batch_axis
 from ..protocol import TensorSpec
@@ -94,9 +94,11 @@ def value_bounds(model: ModelProto) -> Bounds:
     tables = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant":
-            tables.update({node.output[0]: tuple(a.t.dims) for a in node.attribute if a.name == "value"})
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    tables[node.output[0]] = tuple(attribute.t.dims)
     comes_from = {value.name: value.name for value in model.graph.input if value.name not in tables}
-    for node in _ordered(model.graph):
+    for node in model.graph.node:  # in topological order, as ONNX demands
         if node.op_type in PASSES_ON and node.input and node.input[0] in comes_from:
             comes_from[node.output[0]] = comes_from[node.input[0]]
         for index, table, axis in _lookups(node):
@@ -184,17 +186,13 @@ def _ask_for_open_axes(resolved: dict[str, list[int | str]]) -> None:
             if "?" in axes
         )
         raise ModelError(
-            f"The graph leaves axes open beside the batch: {', '.join(lines)}. Give them as shapes = {{ {example} }}, each ? a "
-            'size ("batch" for one that grows with the batch).'
+            f"The graph leaves axes open beside the batch: {', '.join(lines)}. Give them as shapes = {{ {example} }}, "
+            'each ? a size ("batch" for one that grows with the batch).'
         )
 
 
 def _key(name: str) -> str:
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else '"' + name + '"'
-
-
-def _ordered(graph: GraphProto) -> Iterator[NodeProto]:
-    yield from graph.node
 
 
 def _lookups(node: NodeProto) -> Iterator[tuple[str, str, int]]:

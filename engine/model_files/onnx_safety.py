@@ -9,7 +9,7 @@ file names it.
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -106,8 +106,8 @@ def contained(folder: Path, location: str) -> Path:
         path = path / part
         if path.is_symlink():
             raise ModelError(
-                f"The model's weights {location!r} are reached through a symbolic link: copy the model with its data into a "
-                "folder of its own (cp -rL) and open it there."
+                f"The model's weights {location!r} are reached through a symbolic link: copy the model with its data "
+                "into a folder of its own (cp -rL) and open it there."
             )
     if not path.is_file():
         raise ModelError(
@@ -116,8 +116,8 @@ def contained(folder: Path, location: str) -> Path:
     state = os.stat(path, follow_symlinks=False)
     if not stat.S_ISREG(state.st_mode) or state.st_nlink != 1:
         raise ModelError(
-            f"The model's weights {location!r} are a hard link or no ordinary file: copy the model with its data into a "
-            "folder of its own and open it there."
+            f"The model's weights {location!r} are a hard link or no ordinary file: copy the model with its data into "
+            "a folder of its own and open it there."
         )
     return path
 
@@ -206,7 +206,7 @@ def _inner_graphs(node: NodeProto) -> Iterator[GraphProto]:
         yield from attribute.graphs
 
 
-def _attribute_tensors(nodes: "Iterator[NodeProto]") -> Iterator[TensorProto]:  # type: ignore[type-arg]
+def _attribute_tensors(nodes: "Iterable[NodeProto]") -> Iterator[TensorProto]:
     for node in nodes:
         for attribute in node.attribute:
             if attribute.HasField("t"):

@@ -18,11 +18,11 @@ import torch
 
 from ..models import Arrays, ModelError, file_sha256
 from ..protocol import ModelSource, TensorSpec
-from .datasets import Batch, NpzData, rebatched, rows_of, split
+from .datasets import Batch, NpzData, read_npz, rebatched, rows_of, split
 from .importing import in_one_line, put_folder_first
 from .scoring import top_1
 from .tensors import InputStructure
-from .torch_model import TorchModel
+from .torch_model import TorchModel, evaluating
 
 if TYPE_CHECKING:
     from ..context import LoadedVariant
@@ -36,8 +36,8 @@ class PickleModel(TorchModel):
         _refuse_weights_alone(self.path)
         if not source.trusted:
             raise ModelError(
-                f"{self.path.name} is a pickle: opening it runs code from the file with your rights. If you trust where it "
-                "comes from, say so with --trust (or in the dashboard's dialog); else ask for an .onnx file."
+                f"{self.path.name} is a pickle: opening it runs code from the file with your rights. If you trust "
+                "where it comes from, say so with --trust (or in the dashboard's dialog); else ask for an .onnx file."
             )
         if source.data is None:
             raise ModelError(
@@ -88,7 +88,7 @@ class PickleModel(TorchModel):
         path = variant.directory / record.path
         if file_sha256(path) != record.sha256:
             raise ModelError(f"{path.name} is not the file that was stored (its SHA-256 differs): it is not opened.")
-        return _read(path).cpu().eval()
+        return evaluating(_read(path).cpu())
 
     def example(self, batch_size: int, seed: int = 0) -> Arrays:
         rows = np.random.default_rng(seed).integers(self.data.count, size=batch_size)
@@ -119,8 +119,8 @@ def _refuse_weights_alone(path: Path) -> None:
         return  # not readable without running code: the question of trust comes next
     if isinstance(content, dict):
         raise ModelError(
-            f"{path.name} holds weights alone, not the network they belong to: write a Python model file whose load_model() "
-            "builds the network and loads this file."
+            f"{path.name} holds weights alone, not the network they belong to: write a Python model file whose "
+            "load_model() builds the network and loads this file."
         )
 
 
@@ -137,8 +137,8 @@ def _read(path: Path) -> Any:
         ) from error
     except AttributeError as error:
         raise ModelError(
-            f"{path.name} refers to a class that is not found ({in_one_line(error)}): classes of a script's __main__ cannot be "
-            "loaded elsewhere; write a Python model file instead."
+            f"{path.name} refers to a class that is not found ({in_one_line(error)}): classes of a script's __main__ "
+            "cannot be loaded elsewhere; write a Python model file instead."
         ) from error
     except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, OSError, KeyError) as error:
         raise ModelError(f"{path.name} cannot be read: {in_one_line(error)}") from error
@@ -152,9 +152,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _arrays_of(path: Path) -> Arrays:
-    from .datasets import _read_npz
-
-    arrays = {name: array for name, array in _read_npz(path).items() if name != "labels"}
+    arrays = {name: array for name, array in read_npz(path).items() if name != "labels"}
     empty = next((name for name, array in arrays.items() if array.ndim == 0 or len(array) == 0), None)
     if not arrays or empty is not None:
         raise ModelError(f"{path.name} holds no samples{'' if empty is None else f' in {empty}'}.")

@@ -17,7 +17,7 @@ from ..models import Arrays, ModelError
 from ..protocol import ModelSource
 from .datasets import Batch, normalised, opened, rebatched, rows_of, split
 from .importing import import_model_file, run_user_code
-from .scoring import by_user, top_1
+from .scoring import by_user, for_user, top_1
 from .torch_model import TorchModel
 
 OPTIONAL = (
@@ -72,8 +72,8 @@ class PythonModel(TorchModel):
         )
         if wrong is not None:
             raise ModelError(
-                f"{self.path.name}: example_input({batch_size}) gave {wrong} the shape {inputs[wrong].shape}, which is no batch "
-                f"of {batch_size}."
+                f"{self.path.name}: example_input({batch_size}) gave {wrong} the shape {inputs[wrong].shape}, which is "
+                f"no batch of {batch_size}."
             )
         return inputs
 
@@ -120,6 +120,12 @@ class PythonModel(TorchModel):
             return rebuild(rows_of(outputs, dict.fromkeys(outputs, 0), slice(i, i + 1)))
 
         return run_user_code(self.path, "accuracy()", by_user, accuracy, rebuild(outputs), labels, one_sample)
+
+    def metric_value(self, outputs: Arrays, labels: np.ndarray) -> float:
+        if self.metric is None:
+            return super().metric_value(outputs, labels)
+        rebuilt = self.output_structure.rebuild(outputs)
+        return float(run_user_code(self.path, "metric()", self.metric, rebuilt, for_user(labels)))
 
     @property
     def _calibrates_on_test_data(self) -> bool:

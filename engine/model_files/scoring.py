@@ -23,8 +23,8 @@ def top_1(outputs: Arrays, labels: np.ndarray) -> np.ndarray:
     """
     if labels.dtype.kind not in "iub" and not _one_hot(labels):
         raise ModelError(
-            f"The labels are {labels.dtype}, not class numbers, so top-1 accuracy has no meaning: add accuracy(outputs, "
-            "labels) or metric(outputs, labels) to the model file."
+            f"The labels are {labels.dtype}, not class numbers, so top-1 accuracy has no meaning: add "
+            "accuracy(outputs, labels) or metric(outputs, labels) to the model file."
         )
     for scores in outputs.values():
         if scores.shape[:1] != labels.shape[:1]:
@@ -42,8 +42,8 @@ def top_1(outputs: Arrays, labels: np.ndarray) -> np.ndarray:
                     return _mean_per_sample(answers_along(scores, axis) == numbers)
     shapes = ", ".join(f"{name} {array.shape}" for name, array in outputs.items())
     raise ModelError(
-        f"No output ({shapes}) has one score per class for labels of shape {labels.shape}: add accuracy(outputs, labels) "
-        "to the model file."
+        f"No output ({shapes}) has one score per class for labels of shape {labels.shape}: add "
+        "accuracy(outputs, labels) to the model file."
     )
 
 
@@ -73,8 +73,8 @@ def by_user(
     values = values.reshape(-1) if values.size == len(labels) else values
     if values.shape != (len(labels),):
         raise ModelError(
-            f"accuracy(outputs, labels) returned the shape {values.shape} for {len(labels)} samples: it must give one value "
-            "a sample (1 right, 0 wrong)."
+            f"accuracy(outputs, labels) returned the shape {values.shape} for {len(labels)} samples: it must give one "
+            "value a sample (1 right, 0 wrong)."
         )
     if not np.isfinite(values).all():
         raise ModelError("accuracy(outputs, labels) returned values that are not numbers.")

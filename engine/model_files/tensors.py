@@ -61,7 +61,8 @@ class InputStructure:
             items = {names[i] if i < len(names) else f"input_{i}": value for i, value in enumerate(example)}
         else:
             raise ModelError(
-                f"example_input() returned a {type(example).__name__}: it must be a tensor, a tuple or a dict of tensors."
+                f"example_input() returned a {type(example).__name__}: it must be a tensor, a tuple or a dict of "
+                "tensors."
             )
         self.order = tuple(items)
         for name, value in items.items():
@@ -71,8 +72,8 @@ class InputStructure:
                 self.constants[name] = value
             else:
                 raise ModelError(
-                    f"example_input() returned a {type(value).__name__} for {name}: only tensors, numbers and None can be "
-                    "arguments; unpack it in the model's forward."
+                    f"example_input() returned a {type(value).__name__} for {name}: only tensors, numbers and None can "
+                    "be arguments; unpack it in the model's forward."
                 )
         if not self.dtypes:
             raise ModelError("example_input() returned no tensor at all.")

@@ -7,6 +7,8 @@ makes one forward call each at batch 1 and 2, from which the names, types and op
 from __future__ import annotations
 
 import abc
+import contextlib
+import itertools
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ from ..measurements.complexity import count_macs, module_operators
 from ..models import BATCH, Arrays, Model, ModelError, file_sha256
 from ..protocol import LayerInfo, TensorSpec, VariantDraft
 from .datasets import Axes
-from .importing import in_one_line, where
+from .importing import PASSED_ON, in_one_line, where
 from .tensors import InputStructure, OutputStructure, to_array
 
 if TYPE_CHECKING:
@@ -53,8 +55,8 @@ class TorchModel(Model):
         self.axes = {name: self._batch_axis(name, first[name].shape, second[name].shape) for name in first}
         if two is not None and not any(axis is not None for axis in self.axes.values()):
             raise ModelError(
-                f"{self.path.name}: example_input(1) and example_input(2) have the same shape {_shapes(first)}: example_input "
-                "must make a batch of the size it is asked for."
+                f"{self.path.name}: example_input(1) and example_input(2) have the same shape {_shapes(first)}: "
+                "example_input must make a batch of the size it is asked for."
             )
         self.inputs = tuple(
             TensorSpec(name=name, dtype=str(array.dtype), shape=_marked(array.shape, self.axes[name]))
@@ -90,7 +92,7 @@ class TorchModel(Model):
                     f"The weights of {variant.record.name} do not fit what load_model() in {self.path.name} makes now: "
                     f"{in_one_line(error)}"
                 ) from error
-            return module.eval()
+            return evaluating(module)
         return load_saved_module(path, variant.record.files[0].sha256)
 
     def _baseline_module(self, variant: LoadedVariant) -> torch.nn.Module:
@@ -99,7 +101,7 @@ class TorchModel(Model):
     def _fresh(self) -> torch.nn.Module:
         try:
             module = self.build()
-        except ModelError:
+        except PASSED_ON:
             raise
         except (Exception, SystemExit) as error:
             raise ModelError(
@@ -109,7 +111,7 @@ class TorchModel(Model):
             raise ModelError(
                 f"{self.path.name}: load_model() returned a {type(module).__name__}, not a torch.nn.Module."
             )
-        return module.cpu().eval()
+        return evaluating(module.cpu())
 
     # --- calls
 
@@ -125,7 +127,7 @@ class TorchModel(Model):
         try:
             with torch.no_grad():  # not inference_mode: a module may cache tensors that training needs later
                 return module(*args, **kwargs)
-        except torch.OutOfMemoryError:
+        except PASSED_ON:
             raise
         except Exception as error:
             raise ModelError(
@@ -177,10 +179,17 @@ class TorchModel(Model):
         differing = [axis for axis, (a, b) in enumerate(zip(one, two, strict=False)) if a != b]
         if len(one) != len(two) or len(differing) > 1 or any((one[a], two[a]) != (1, 2) for a in differing):
             raise ModelError(
-                f"{self.path.name}: example_input(1) and example_input(2) give {name} the shapes {one} and {two}: they may "
-                "differ only in the batch axis, by 1 and 2."
+                f"{self.path.name}: example_input(1) and example_input(2) give {name} the shapes {one} and {two}: "
+                "they may differ only in the batch axis, by 1 and 2."
             )
         return differing[0] if differing else None
+
+
+def evaluating(module: torch.nn.Module) -> torch.nn.Module:
+    """The module in eval mode. An exported program was frozen in its mode and refuses the question."""
+    with contextlib.suppress(NotImplementedError):
+        module.eval()
+    return module
 
 
 def write_weights(module: torch.nn.Module, path: Path) -> None:
@@ -225,9 +234,7 @@ def load_saved_module(path: Path, sha256: str) -> torch.nn.Module:
 
 def device_of(module: torch.nn.Module) -> torch.device:
     """Where a module's tensors are; the CPU for one without any."""
-    tensor = next(module.parameters(), None)
-    if tensor is None:
-        tensor = next(module.buffers(), None)
+    tensor = next(itertools.chain(module.parameters(), module.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
 
 

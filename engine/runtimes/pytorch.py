@@ -7,7 +7,7 @@ worker the last one loaded decides, which is why both arms of a comparison get t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -53,6 +53,26 @@ class PyTorchRunner:
 
         return call
 
+    def device_ms(self, inputs: dict[str, np.ndarray], calls: int = 20) -> float | None:
+        """Milliseconds a call takes on the GPU when calls are queued back to back, by CUDA events; None on the CPU.
+
+        What a single call takes longer than this is launching and synchronising.
+        """
+        if self.device == "cpu":
+            return None
+        args, kwargs = self.model.torch_args(inputs)
+        args, kwargs = _moved(args, self.device), _moved(kwargs, self.device)
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        with torch.inference_mode(), torch.cuda.device(self.device):
+            self.module(*args, **kwargs)
+            torch.cuda.synchronize()
+            start.record()
+            for _ in range(calls):
+                self.module(*args, **kwargs)
+            end.record()
+            end.synchronize()
+        return start.elapsed_time(end) / calls
+
     def settle(self) -> None:
         """Nothing to stop: OpenMP's threads were measured to sleep within 0.1 ms of a call (torch 2.13, libgomp)."""
 
@@ -75,7 +95,8 @@ def load(variant: LoadedVariant, device: str = "cpu", threads: int | None = None
     return PyTorchRunner(variant, device, threads)
 
 
-def _moved(value, device):  # type: ignore[no-untyped-def]
+def _moved(value: Any, device: str) -> Any:
+    """The tensors of a structure of arguments on the device."""
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, dict):
