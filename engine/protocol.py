@@ -775,6 +775,8 @@ class Text(Record, tag="text"):
 class Exported(Record, tag="exported"):
     directory: str
     files: tuple[str, ...]
+    notices: tuple[str, ...] = ()
+    """Sentences the user should see (made for another class of processor, the model file was too big to copy)."""
 
 
 class MetricHistory(Record, tag="metric-history"):

@@ -64,7 +64,7 @@ _TOP_KEYS = (
     "original_model",
     "steps",
 )
-_STEP_KEYS = ("technique", "measurement", "from", "name", "target", "recorded")
+_STEP_KEYS = ("technique", "measurement", "from", "name", "target", "beyond_limit", "recorded")
 
 
 class RecipeError(SessionError):
@@ -81,6 +81,8 @@ class RecipeStep(Struct, frozen=True, kw_only=True):
     source: str | None = None
     """`from`; None: the previous step's variant, or the last good one."""
     target: str | None = None
+    beyond_limit: bool = False
+    """Later steps may build on its variant even when that breaks the accuracy limit (they may win it back)."""
     parameters: dict[str, Any] = {}
     """The step's further keys, as written."""
     recorded: dict[str, Any] | None = None
@@ -223,6 +225,7 @@ def _step(content: dict[str, Any], taken: set[str]) -> RecipeStep:
         name=name or _free_name(word, taken),
         source=_typed(content, "from", str, "a variant's name"),
         target=target,
+        beyond_limit=_typed(content, "beyond_limit", bool, "true or false") or False,
         parameters=parameters,
         recorded=_typed(content, "recorded", dict, "a table"),
     )

@@ -1,0 +1,172 @@
+"""The comparison as a table: one row a variant, with the measurement that stands for it (see `engine/ranking.py`).
+
+Works on the plain data of `results.py`, so that the JSON and the tables cannot differ. CSV has one figure a column
+and full digits, for machines; Markdown is for people, on a terminal too, and has aligned columns.
+"""
+
+import csv
+import io
+from collections.abc import Callable
+from typing import Any
+
+from ..safety import csv_cell, markdown_cell
+from . import figures
+
+NAME_LIMIT = 60
+"""Characters of a variant's name in the Markdown table."""
+
+Entry = dict[str, Any]
+"""One variant of `results()["variants"]`."""
+
+
+def _at(*path: str) -> Callable[[Entry], Any]:
+    """Reads a nested value; None as soon as something on the way is None."""
+
+    def read(entry: Entry) -> Any:
+        value: Any = entry
+        for key in path:
+            value = None if value is None else value.get(key)
+        return value
+
+    return read
+
+
+CSV_COLUMNS: tuple[tuple[str, Callable[[Entry], Any]], ...] = (
+    ("name", _at("name")),
+    ("id", _at("id")),
+    ("parent", _at("parent")),
+    ("technique", _at("technique")),
+    ("target", _at("target")),
+    ("runtime", _at("runtime")),
+    ("device", _at("device")),
+    ("batch_size", _at("batch_size")),
+    ("size_bytes", _at("size_bytes")),
+    ("parameter_count", _at("parameter_count")),
+    ("macs", _at("macs")),
+    ("complexity", _at("complexity")),
+    ("accuracy_kind", _at("accuracy", "kind")),
+    ("accuracy", _at("accuracy", "value")),
+    ("accuracy_drop", _at("accuracy", "drop")),
+    ("accuracy_drop_low", _at("accuracy", "low")),
+    ("accuracy_drop_high", _at("accuracy", "high")),
+    ("accuracy_samples", _at("accuracy", "samples")),
+    ("accuracy_verdict", _at("accuracy", "verdict")),
+    ("p50_ms", _at("latency_ms", "p50")),
+    ("p90_ms", _at("latency_ms", "p90")),
+    ("p99_ms", _at("latency_ms", "p99")),
+    ("throughput_per_s", _at("throughput_per_s")),
+    ("speedup", _at("speedup", "ratio")),
+    ("speedup_low", _at("speedup", "low")),
+    ("speedup_high", _at("speedup", "high")),
+    ("speedup_verdict", _at("speedup", "verdict")),
+    ("speedup_against", _at("speedup", "against")),
+    ("speedup_over_parent", _at("speedup_over_parent", "ratio")),
+    ("speedup_over_parent_low", _at("speedup_over_parent", "low")),
+    ("speedup_over_parent_high", _at("speedup_over_parent", "high")),
+    ("speedup_over_parent_verdict", _at("speedup_over_parent", "verdict")),
+)
+"""Column → where its value is."""
+
+
+def as_csv(content: dict[str, Any]) -> str:
+    """One row a variant, RFC 4180, safe to open in a spreadsheet."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow([name for name, _ in CSV_COLUMNS])
+    for entry in content["variants"]:
+        writer.writerow([csv_cell(read(entry)) for _, read in CSV_COLUMNS])
+    return buffer.getvalue()
+
+
+MARKDOWN_COLUMNS: tuple[tuple[str, bool, Callable[[Entry], str]], ...] = (
+    ("variant", False, lambda e: markdown_cell(e["name"], NAME_LIMIT)),
+    ("runs on", False, lambda e: _runs_on(e)),
+    ("batch", True, lambda e: markdown_cell(e["batch_size"])),
+    ("speed-up (95 % CI)", False, lambda e: _speedup(e["speedup"])),
+    ("over parent", False, lambda e: _over_parent(e["speedup_over_parent"])),
+    ("p50 ms", True, lambda e: figures.milliseconds(_at("latency_ms", "p50")(e))),
+    ("p90 ms", True, lambda e: figures.milliseconds(_at("latency_ms", "p90")(e))),
+    ("p99 ms", True, lambda e: figures.milliseconds(_at("latency_ms", "p99")(e))),
+    ("per s", True, lambda e: figures.rate(e["throughput_per_s"])),
+    ("size", True, lambda e: figures.size(e["size_bytes"])),
+    ("parameters", True, lambda e: figures.count(e["parameter_count"])),
+    ("MACs", True, lambda e: figures.count(e["macs"])),
+    ("complexity", False, lambda e: e["complexity"]),
+    ("accuracy", True, lambda e: figures.percent(_at("accuracy", "value")(e))),
+    ("drop, points (95 % CI)", False, lambda e: _drop(e)),
+    ("limit", False, lambda e: _at("accuracy", "verdict")(e) or figures.UNKNOWN),
+)
+"""Column, whether it is a number (right-aligned), and its cell, which is safe Markdown."""
+
+
+def as_markdown(content: dict[str, Any], *, steps: bool) -> str:
+    """What people read: with `steps` those that did not succeed, then the table."""
+    parts = []
+    if content.get("error"):
+        parts.append(f"{markdown_cell(content['error'])}\n")
+    notable = [step for step in content["steps"] if step["status"] != "succeeded"] if steps else []
+    if notable:
+        parts.append("".join(f"{_step_line(step)}\n" for step in notable))
+    if content["variants"]:
+        parts.append(heading(content) + "\n")
+        parts.append(markdown_table(content["variants"]))
+    else:
+        parts.append("No variants yet.\n")
+    return "\n".join(parts)
+
+
+def _step_line(step: dict[str, Any]) -> str:
+    return (
+        f"- {markdown_cell(step['name'], NAME_LIMIT)}: {step['status']}. {markdown_cell(step['reason'] or '')}".rstrip()
+    )
+
+
+def heading(content: dict[str, Any]) -> str:
+    """One line above the table: the model, the limit, and what the speed-ups are against."""
+    model = markdown_cell(content["model"]["name"], NAME_LIMIT) if content["model"] else "model"
+    limit = figures.points(content["accuracy_limit"])
+    against = next((e["speedup"]["against"] for e in content["variants"] if e["speedup"]), None)
+    text = f"{model} · accuracy limit {limit} points"
+    if any(_at("accuracy", "kind")(entry) == "agreement" for entry in content["variants"]):
+        text += " of agreement with the baseline (there are no labels)"
+    return text + (f" · speed-ups against {markdown_cell(against)}" if against else "")
+
+
+def markdown_table(entries: list[Entry]) -> str:
+    """A table with aligned columns, so that it reads well on a terminal too."""
+    header = [title for title, _, _ in MARKDOWN_COLUMNS]
+    rows = [[cell(entry) for _, _, cell in MARKDOWN_COLUMNS] for entry in entries]
+    widths = [max(3, *(len(row[i]) for row in [header, *rows])) for i in range(len(header))]
+    numbers = [number for _, number, _ in MARKDOWN_COLUMNS]
+
+    def line(cells: list[str]) -> str:
+        padded = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(cells, widths, numbers)]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|" + "|".join("-" * (w + 1) + (":" if n else "-") for w, n in zip(widths, numbers)) + "|"
+    return "\n".join([line(header), rule, *(line(row) for row in rows)]) + "\n"
+
+
+def _runs_on(entry: Entry) -> str:
+    if entry["runtime"] is None:
+        return figures.UNKNOWN
+    return markdown_cell(f"{entry['runtime']} {entry['device']}")
+
+
+def _speedup(ratio: dict[str, Any] | None) -> str:
+    if ratio is None:
+        return figures.UNKNOWN
+    return f"{figures.times(ratio['ratio'])} ({ratio['low']:.2f}–{ratio['high']:.2f}) {ratio['verdict']}"
+
+
+def _over_parent(ratio: dict[str, Any] | None) -> str:
+    return figures.UNKNOWN if ratio is None else f"{figures.times(ratio['ratio'])} {ratio['verdict']}"
+
+
+def _drop(entry: Entry) -> str:
+    accuracy = entry["accuracy"]
+    if accuracy is None:
+        return figures.UNKNOWN
+    interval = f"{figures.points(accuracy['low'])} to {figures.points(accuracy['high'])}"
+    word = "changed " if accuracy["kind"] == "agreement" else ""
+    return f"{word}{figures.points(accuracy['drop'])} ({interval})"
