@@ -1,16 +1,18 @@
 """A form made from `Field`s: one line each with label, input, and its help or what is wrong with it.
 
-    calibration samples  256          How many samples the ranges are taken from (from 8 to 10000)
+    calibration samples  2            ! It must be from 8 to 10000.
     per channel          [X]          One scale for each output channel
-    activations          uint8    ▾   ! One of uint8, int8.
+    activations          uint8    ▾   Number format of activations. Empty: aut…
 
-It says `Form.Changed` after every keystroke; `values` holds what parses, `errors` what does not. The engine's own
-sentences are put beside the fields with `show_errors`.
+    Number format of activations. Empty: automatic.
+
+The last line explains the field that has the focus. It says `Form.Changed` after every keystroke; `values` holds what
+parses, `errors` what does not. The engine's own sentences are put beside the fields with `show_errors`.
 """
 
 from typing import Any, ClassVar
 
-from textual import on
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
@@ -61,6 +63,7 @@ class Form(Vertical):
                 yield Static(content(field.name.replace("_", " "), limit=40), classes="form-label")
                 yield self._input(field)
                 yield hint
+        yield Static(classes="form-help")
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -80,6 +83,12 @@ class Form(Vertical):
         for widget in self.query("Input, Select, Checkbox"):
             widget.focus()
             return
+
+    def on_descendant_focus(self, event: events.DescendantFocus) -> None:
+        """Explain the field in full, which its own line may have no room for."""
+        field = self._inputs.get(id(event.widget))
+        if field is not None:
+            self.query_one(".form-help", Static).update(content(parameters.hint(field)))
 
     def _input(self, field: Field) -> Widget:
         """The control for one field."""

@@ -26,7 +26,8 @@ from ..view import View
 if TYPE_CHECKING:
     from ..app import TrimtabApp
 
-NAME = 30
+WIDE = 130
+"""From this width on the screen has room for every column."""
 
 
 class CompareScreen(Screen[None]):
@@ -57,7 +58,7 @@ class CompareScreen(Screen[None]):
             baseline = baseline_of(snapshot)
             self._against = baseline.id if baseline else None
         table = self.query_one(LineTable)
-        table.set_rows(rows(snapshot, self._against), [HEADINGS])
+        table.set_rows(rows(snapshot, self._against, self.size.width), [headings(self.size.width)])
         one = variant_named(snapshot, self._against)
         other = variant_named(snapshot, (table.key or "").partition(" ")[0])
         if one is not None and other is not None:
@@ -74,16 +75,22 @@ class CompareScreen(Screen[None]):
         cast("TrimtabApp", self.app).paint()
 
 
-HEADINGS: Line = (
-    (
-        "   " + fit("Variant", NAME) + f"{'Runtime':<16}{'Batch':>5}{'p50 ms':>8}{'p99 ms':>8}{'per s':>8}"
-        f"{'Speed-up':>9}  {'95 % CI':<12}{'× parent':>8}{'Size':>9}{'Acc %':>7}{'Drop':>7}  Verdict",
-        "heading",
-    ),
-)
+def headings(width: int) -> Line:
+    """The column names; a narrow screen leaves out what `_cells` leaves out."""
+    name = name_width(width)
+    text = "   " + fit("Variant", name) + f"{'Runtime':<14}{'Batch':>5}{'p50 ms':>8}"
+    text += f"{'p99 ms':>8}{'per s':>8}" if width >= WIDE else ""
+    text += f"{'Speed-up':>9}  {'95 % CI':<12}"
+    text += f"{'× parent':>8}{'Size':>9}" if width >= WIDE else ""
+    return ((text + f"{'Acc %':>7}{'Drop':>7}  Verdict", "heading"),)
 
 
-def rows(snapshot: Snapshot, against: str | None) -> list[Row]:
+def name_width(width: int) -> int:
+    """Cells for the tree: what the figures leave, within reason."""
+    return min(max(width - (115 if width >= WIDE else 82), 16), 34)
+
+
+def rows(snapshot: Snapshot, against: str | None, width: int) -> list[Row]:
     """A line for each measured condition; a variant that was not measured has one line too."""
     found = []
     for branch in tree(snapshot.variants):
@@ -94,11 +101,14 @@ def rows(snapshot: Snapshot, against: str | None) -> list[Row]:
             accuracy = judged.get(one.conditions.runtime) if one else next(iter(judged.values()), None)
             mark = "A " if variant.id == against and number == 0 else "  "
             name = branch.prefix + clean(variant.name, 60) if number == 0 else branch.below
-            found.append(Row(f"{variant.id} {number}", _row(variant, mark, name, one, accuracy, number == 0)))
+            found.append(Row(f"{variant.id} {number}", _row(variant, mark, name, one, accuracy, number == 0, width)))
     return found
 
 
-def _row(variant: Variant, mark: str, name: str, one: Latency | None, accuracy: Accuracy | None, first: bool) -> Line:
+def _row(
+    variant: Variant, mark: str, name: str, one: Latency | None, accuracy: Accuracy | None, first: bool, width: int
+) -> Line:
+    """One measured condition of a variant."""
     speed = one.speedup if one and variant.parent is not None else None
     parent = one.speedup_over_parent if one and variant.parent is not None else None
     role = {"FASTER": "good", "SLOWER": "bad"}.get(speed.verdict, "") if speed else "muted"
@@ -106,22 +116,26 @@ def _row(variant: Variant, mark: str, name: str, one: Latency | None, accuracy: 
     if accuracy is not None and variant.parent is not None:
         verdict, _, verdict_role = VERDICTS[accuracy.verdict]
     runtime = f"{RUNTIMES.get(one.conditions.runtime, one.conditions.runtime)} {one.conditions.device}" if one else ""
-    return (
+    spans = [
         (" " + mark, "key"),
-        (fit(name, NAME), "strong" if first else "faint"),
-        (fit(clean(runtime, 40) if one else "not measured", 16), "muted"),
+        (fit(name, name_width(width)), "strong" if first else "faint"),
+        (fit(clean(runtime, 40) if one else "not measured", 14), "muted"),
         (f"{one.batch_size if one else figures.UNKNOWN:>5}", ""),
         (f"{figures.milliseconds(one.p50_ms if one else None):>8}", ""),
-        (f"{figures.milliseconds(one.p99_ms if one else None):>8}", "muted"),
-        (f"{figures.per_second(one.throughput_per_s if one else None):>8}", ""),
-        (f"{figures.ratio(speed.ratio if speed else None):>9}", role),
-        (fit("  " + (figures.interval(speed.low, speed.high) if speed else ""), 14), "muted"),
-        (f"{figures.ratio(parent.ratio if parent else None):>8}", "muted"),
-        (f"{figures.size(variant.size_bytes):>9}", "" if first else "faint"),
-        (f"{figures.accuracy(accuracy.value if accuracy else None):>7}", ""),
-        (f"{figures.points(accuracy.drop if accuracy and variant.parent else None):>7}", verdict_role),
-        ("  " + verdict, verdict_role),
-    )
+    ]
+    if width >= WIDE:
+        spans.append((f"{figures.milliseconds(one.p99_ms if one else None):>8}", "muted"))
+        spans.append((f"{figures.per_second(one.throughput_per_s if one else None):>8}", ""))
+    spans.append((f"{figures.ratio(speed.ratio if speed else None):>9}", role))
+    spans.append((fit("  " + (figures.interval(speed.low, speed.high) if speed else ""), 14), "muted"))
+    if width >= WIDE:
+        spans.append((f"{figures.ratio(parent.ratio if parent else None):>8}", "muted"))
+        spans.append((f"{figures.size(variant.size_bytes):>9}", "" if first else "faint"))
+    drop = accuracy.drop if accuracy and variant.parent else None
+    spans.append((f"{figures.accuracy(accuracy.value if accuracy else None):>7}", ""))
+    spans.append((f"{figures.points(drop):>7}", verdict_role))
+    spans.append(("  " + verdict, verdict_role))
+    return tuple(spans)
 
 
 def side_by_side(snapshot: Snapshot, one: Variant, other: Variant) -> Content:
@@ -166,7 +180,7 @@ def side_by_side(snapshot: Snapshot, one: Variant, other: Variant) -> Content:
 def _line(label: str, left: str, right: str, change: str, style: str = "") -> Content:
     return Content.assemble(
         (f" {fit(label, 14)}", "$muted"),
-        (f"{fit(left, 28)} {fit(right, 28)} ", style),
+        (f"{fit(left, 22)} {fit(right, 22)} ", style),
         (change, "bold" if style == "" else style),
     )
 

@@ -17,7 +17,7 @@ from engine.protocol import GetRecipe, Latency, ReadLog, Snapshot, Text, Variant
 from .. import figures
 from ..comparison import accuracies, latencies, lineage, variant_named
 from ..panes.variants import VERDICTS
-from ..text import clean, content, content_lines, fit
+from ..text import clean, content, content_lines, fit, wrap
 from ..view import View
 
 if TYPE_CHECKING:
@@ -57,13 +57,13 @@ class DetailsScreen(Screen[None]):
 
     def show(self, snapshot: Snapshot, view: View) -> None:
         variant = variant_named(snapshot, self._variant.id) or self._variant
-        key = (variant, snapshot.measurements, self.size.width)
+        key = (variant.id, id(snapshot.measurements), self.size.width)
         if key == self._drawn:
             return
         self._drawn = key
         path = " → ".join(clean(one.name, 40) for one in lineage(snapshot, variant))
         self.query_one("#details-title", Static).update(Content.assemble((" Variant ", "$secondary"), (path, "bold")))
-        self.query_one("#facts", Static).update(facts(snapshot, variant))
+        self.query_one("#facts", Static).update(facts(snapshot, variant, max(self.size.width - 6, 40)))
 
     def action_scroll(self, by: int) -> None:
         self.query_one("#details").scroll_relative(y=by * 2, animate=False)
@@ -82,11 +82,11 @@ class DetailsScreen(Screen[None]):
                 self.query_one("#log-text", Static).update(log)
 
 
-def facts(snapshot: Snapshot, variant: Variant) -> Content:
-    """Everything the snapshot knows of a variant."""
+def facts(snapshot: Snapshot, variant: Variant, width: int) -> Content:
+    """Everything the snapshot knows of a variant, in lines of at most `width` cells where it lists names."""
     parts = [_section("What it is", _identity(variant))]
     if variant.changed is not None:
-        parts.append(_section("What changed", _changed(variant)))
+        parts.append(_section("What changed", _changed(variant, width)))
     parts.append(_section("Latency and throughput", _latencies(snapshot, variant)))
     parts.append(_section("Accuracy", _accuracies(snapshot, variant)))
     if variant.parent is None and snapshot.model is not None:
@@ -105,7 +105,7 @@ def _pairs(pairs: list[tuple[str, str]]) -> Content:
 
 
 def _identity(variant: Variant) -> Content:
-    parameters = ", ".join(f"{name} {value}" for name, value in variant.parameters.items())
+    parameters = ", ".join(f"{name} = {_plain(value)}" for name, value in variant.parameters.items())
     pairs = [
         ("technique", clean(variant.technique or "none: the model as it was opened", 80)),
         ("parameters", clean(parameters or "none", 400)),
@@ -121,7 +121,12 @@ def _identity(variant: Variant) -> Content:
     return _pairs(pairs)
 
 
-def _changed(variant: Variant) -> Content:
+def _plain(value: object) -> str:
+    """A parameter's value as the recipe writes it."""
+    return "automatic" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _changed(variant: Variant, width: int) -> Content:
     """What the technique really did, and what it left with the reason."""
     changed = variant.changed
     assert changed is not None
@@ -132,14 +137,15 @@ def _changed(variant: Variant) -> Content:
     if changed.touched:
         names = ", ".join(clean(name, 60) for name in changed.touched[:LISTED])
         more = f" and {len(changed.touched) - LISTED} more" if len(changed.touched) > LISTED else ""
-        lines.append(Content.assemble((f"  touched {len(changed.touched)}: ", "$success"), names + more))
+        lines.append(Content.styled(f"  touched {len(changed.touched)}:", "$success"))
+        lines += [Content.styled(f"    {line}", "$muted") for line in wrap(names + more, width)]
     reasons: dict[str, list[str]] = {}
     for left in changed.left:
         reasons.setdefault(left.reason, []).append(clean(left.name, 60))
     for reason, names_left in reasons.items():
         shown = ", ".join(names_left[:LISTED]) + (" …" if len(names_left) > LISTED else "")
         lines.append(Content.assemble((f"  left {len(names_left)}: ", "$warning"), clean(reason, 300)))
-        lines.append(Content.styled(f"    {shown}", "$muted"))
+        lines += [Content.styled(f"    {line}", "$muted") for line in wrap(shown, width)]
     return Content("\n").join(lines)
 
 

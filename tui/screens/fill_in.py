@@ -36,7 +36,7 @@ class FillInScreen(ModalScreen[dict[str, Any] | None]):
         self._accept, self._send = accept, send
 
     def compose(self) -> ComposeResult:
-        with VerticalScroll(classes="dialog wide", can_focus=False) as dialog:
+        with VerticalScroll(classes="dialog wide", id="choose", can_focus=False) as dialog:
             dialog.border_title = Content(f" {self._title} ")
             yield Static(self._text, classes="hint")
             yield Form(self._fields, self._given, id="form")

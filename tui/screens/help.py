@@ -62,12 +62,12 @@ def help_text(situation: Situation) -> Content:
             if action.group != group:
                 continue
             reason = action.reason(situation)
-            key = Content.styled(f"  {action.shown_key:>9}  ", "bold $primary" if reason is None else "$faint")
+            key = Content.styled(f" {action.shown_key:>8}  ", "bold $primary" if reason is None else "$faint")
             words = Content.styled(action.description, "" if reason is None else "$muted")
             lines.append(Content.assemble(key, words))
             if reason is not None:
-                lines.append(Content.styled(f"             not now: {reason}", "$warning"))
+                lines.append(Content.styled(f"           not now: {reason}", "$warning"))
     for title, entries in (("Everywhere", MORE), ("Marks", SYMBOLS)):
         lines.append(Content.styled(title, "bold $secondary"))
-        lines += [Content.assemble((f"  {key:>9}  ", "bold $primary"), text) for key, text in entries]
+        lines += [Content.assemble((f" {key:>8}  ", "bold $primary"), text) for key, text in entries]
     return Content("\n").join(lines)
