@@ -22,7 +22,7 @@ BINS = 2048
 """Bins of a histogram between the smallest and largest value seen in the first pass."""
 
 LEVELS = 128
-"""Levels the entropy method compares with: those of one half of a signed byte."""
+"""Levels the entropy method compares with: those of one half of a signed byte; an unsigned one has twice as many."""
 
 Batch = dict[str, np.ndarray]
 Watch = Callable[[float], None]
@@ -107,7 +107,7 @@ class Calibrator:
     def _run(
         self, session: onnxruntime.InferenceSession, names: Sequence[str]
     ) -> Iterable[tuple[float, dict[str, np.ndarray]]]:
-        batches = list(self._batches())
+        batches = list(self._batches()) if names else []
         for index, batch in enumerate(batches):
             outputs = session.run(list(names), {key: batch[key] for key in (i.name for i in session.get_inputs())})
             yield (index + 1) / len(batches), dict(zip(names, outputs, strict=True))
@@ -158,14 +158,16 @@ def entropy_range(counts: np.ndarray, seen: Range) -> Range:
     centres = np.linspace(seen.low, seen.high, counts.size + 1)
     magnitudes = np.abs((centres[:-1] + centres[1:]) / 2)
     folded = np.histogram(magnitudes, BINS, range=(0, bound), weights=counts)[0]
+    folded[0] = folded[1]  # zeros (most values behind a ReLU) are exact at any scale and would drown the rest
+    levels = LEVELS if seen.low < 0 else 2 * LEVELS
     best, threshold = np.inf, bound
-    for width in range(LEVELS, BINS + 1, max(1, BINS // 256)):
+    for width in range(levels, BINS + 1, max(1, BINS // 256)):
         reference = folded[:width].astype(np.float64)
         reference[-1] += folded[width:].sum()
-        level = np.arange(width) * LEVELS // width
+        level = np.arange(width) * levels // width
         inside = folded[:width] > 0
-        mass = np.bincount(level, folded[:width], LEVELS)
-        spread = np.bincount(level, inside, LEVELS)
+        mass = np.bincount(level, folded[:width], levels)
+        spread = np.bincount(level, inside, levels)
         candidate = np.where(inside, (mass / np.maximum(spread, 1))[level], 0.0)
         divergence = _divergence(reference, candidate)
         if divergence < best:

@@ -252,10 +252,11 @@ def _name_after_layers(graph: onnx.GraphProto) -> None:
     for value in graph.value_info:
         value.name = renamed.get(value.name, value.name)
     seen: Counter[str] = Counter()
+    readers = Counter(renamed.get(name, name) for node in graph.node for name in node.input)
     for node in graph.node:
         for index, name in enumerate(node.input):
             node.input[index] = renamed.get(name, name)
-        path = _layer_of(node)
+        path = _layer_of(node, readers)
         name = f"{path}/{node.op_type}" if path else node.op_type
         seen[name] += 1
         node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
@@ -264,9 +265,10 @@ def _name_after_layers(graph: onnx.GraphProto) -> None:
             node.metadata_props.append(onnx.StringStringEntryProto(key="layer", value=path))
 
 
-def _layer_of(node: onnx.NodeProto) -> str:
-    if node.op_type in ("Conv", "ConvTranspose", "Gemm") and node.input[1].endswith(".weight"):
-        return node.input[1].removesuffix(".weight")  # a folded BatchNorm would give its own name
+def _layer_of(node: onnx.NodeProto, readers: Counter[str]) -> str:
+    weight = node.input[1] if node.op_type in ("Conv", "ConvTranspose", "Gemm") else ""
+    if weight.endswith(".weight") and readers[weight] == 1:
+        return weight.removesuffix(".weight")  # a folded BatchNorm would give its own name
     noted = {entry.key: entry.value for entry in node.metadata_props}
     scopes = re.findall(r"'([^']*)'", noted.get("pkg.torch.onnx.name_scopes", ""))
     if len(scopes) >= 2:

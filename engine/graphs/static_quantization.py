@@ -15,7 +15,7 @@ from onnx import helper
 
 from .calibration import Range
 from .integers import TINY, Scale, activation_scale, along, dequantize_weights, quantize_weights
-from .onnx_graph import Graph
+from .onnx_graph import Graph, attribute
 from .placement import Anchor, Plan
 
 BIAS_LIMIT = float(1 << 30)
@@ -162,6 +162,43 @@ def _write_bias(
         node.input.append(name)
 
 
+def _keep_in_float(
+    graph: Graph,
+    plan: Plan,
+    quantized: str,
+    dequantized: str,
+    scale: Scale,
+    readers: list[onnx.NodeProto],
+    new_nodes: list[onnx.NodeProto],
+) -> None:
+    """Let float convolutions and Gemms read through a Dequantize with one scale for each channel.
+
+    ONNX Runtime (`WeightBiasQuantization`, 1.32) gives any such node that reads a Dequantize with a single scale
+    8-bit weights of its own, per tensor and full range: nodes left in float for their accuracy would lose it.
+    """
+    kept: dict[int, list[onnx.NodeProto]] = {}
+    for node in readers:
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm") and node.name not in plan.anchors:
+            weights = graph.constant(node.input[1])
+            if weights is None or node.input[0] != dequantized:
+                continue
+            if node.op_type == "Gemm":
+                channels = weights.shape[1 if attribute(node, "transB", 0) else 0]
+            else:
+                groups = attribute(node, "group", 1)
+                channels = weights.shape[1] * groups if node.op_type == "Conv" else weights.shape[0]
+            kept.setdefault(channels, []).append(node)
+    for channels, nodes in kept.items():
+        inputs = [
+            quantized,
+            graph.add_constant(f"{dequantized}_scales", np.full(channels, scale.scale, dtype=np.float32)),
+            graph.add_constant(f"{dequantized}_zero_points", np.full(channels, scale.zero)),
+        ]
+        output = graph.unique(f"{dequantized}_by_channel")
+        new_nodes.append(_dequantize(graph, inputs, output, 1))
+        graph.replace_reads(dequantized, output, nodes)
+
+
 def _dequantize(graph: Graph, inputs: list[str], output: str, axis: int | None) -> onnx.NodeProto:
     node = helper.make_node("DequantizeLinear", inputs, [output], graph.unique(f"{output}/DequantizeLinear"))
     if axis is not None:
@@ -194,6 +231,7 @@ def _write_pair(graph: Graph, plan: Plan, value: str, scale: Scale, new_nodes: l
         else:
             dequantized = graph.unique(f"{value}_dequantized")
             graph.replace_reads(value, dequantized, readers)
+        _keep_in_float(graph, plan, quantized, dequantized, scale, readers, new_nodes)
     else:
         dequantized = graph.unique(f"{value}_dequantized")
         chosen = [

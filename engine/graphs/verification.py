@@ -100,7 +100,7 @@ def compare_outputs(
         worst = Difference(
             max(worst.maximum, peak),
             max(worst.relative, peak / largest),
-            min(worst.cosine, cosine),
+            min(worst.cosine, float(cosine)),
             min(worst.sqnr_db, float(sqnr)),
         )
     return worst

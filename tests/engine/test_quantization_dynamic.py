@@ -1,0 +1,175 @@
+"""Dynamic INT8: matrix products, LSTM and embeddings as bytes, never convolutions."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from technique_jobs import (
+    CONVOLUTIONAL,
+    IMAGE,
+    RECURRENT,
+    ROWS,
+    TOKENS,
+    TRANSFORMER,
+    apply,
+    cosine,
+    open_baseline,
+    open_python,
+    operators,
+)
+
+from engine.protocol import Hardware, LayerInfo, ModelInfo, ModelSource, Processor
+from engine.techniques import Refusal, find_technique, why_unavailable
+
+
+def exported(directory, body, example):
+    return apply(open_python(directory, body, example), "export-onnx", directory)
+
+
+def test_a_transformers_products_and_embedding_become_bytes(tmp_path):
+    source = exported(tmp_path, TRANSFORMER, TOKENS)
+    quantized = apply(source, "quantize-dynamic", tmp_path)
+    assert cosine(source, quantized) > 0.99
+    changed = quantized.record.changed
+    assert changed.figures["quantized_weight_share"] > 0.9
+    kinds = operators(quantized)
+    assert kinds["DynamicQuantizeMatMul"] + kinds["MatMulIntegerToFloat"] >= 4
+    assert "MatMulInteger" not in kinds, "each product must be one fused kernel"
+    assert quantized.path.stat().st_size < 0.5 * source.path.stat().st_size
+    assert any("Gather" in name for name in changed.touched)
+
+
+def test_embeddings_can_be_left_in_float(tmp_path):
+    source = exported(tmp_path, TRANSFORMER, TOKENS)
+    changed = apply(source, "quantize-dynamic", tmp_path, embeddings=False).record.changed
+    assert not any("Gather" in name for name in changed.touched)
+    assert changed.figures["quantized_weight_share"] < 0.9
+    assert "only a part" in changed.summary
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_both_directions_of_a_deep_lstm_are_quantized(tmp_path, per_channel):
+    source = exported(tmp_path, RECURRENT.format(kind="LSTM"), ROWS)
+    quantized = apply(source, "quantize-dynamic", tmp_path, per_channel=per_channel)
+    assert operators(quantized)["DynamicQuantizeLSTM"] == 2
+    assert "LSTM" not in operators(quantized)
+    assert cosine(source, quantized) > 0.99
+    assert quantized.record.changed.figures["quantized_weight_share"] > 0.9
+    assert not quantized.record.portable, "only ONNX Runtime knows DynamicQuantizeLSTM"
+
+
+def test_without_vnni_weights_keep_to_seven_bits(tmp_path):
+    source = exported(tmp_path, RECURRENT.format(kind="LSTM"), ROWS)
+    quantized = apply(source, "quantize-dynamic", tmp_path, target="cpu-avx2")
+    bytes_ = [
+        numpy_helper.to_array(tensor)
+        for tensor in onnx.load(quantized.path).graph.initializer
+        if tensor.data_type == TensorProto.INT8 and tensor.name.endswith("_quantized")
+    ]
+    assert max(np.abs(array.astype(int)).max() for array in bytes_) == 63
+
+
+def test_convolutions_stay_in_float_and_are_named(tmp_path):
+    source = exported(tmp_path, CONVOLUTIONAL, IMAGE)
+    changed = apply(source, "quantize-dynamic", tmp_path).record.changed
+    assert changed.touched == ("head/Gemm",)
+    assert {left.name for left in changed.left} == {"stem.0/Conv", "depthwise/Conv", "pointwise/Conv"}
+    assert all("slower" in left.reason for left in changed.left)
+    assert "only a part" in changed.summary
+
+
+def test_nothing_but_convolutions_is_refused(tmp_path):
+    body = """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 3)
+        def forward(self, image):
+            return self.layer(image).mean((2, 3))
+    """
+    source = exported(tmp_path, body, IMAGE)
+    with pytest.raises(Refusal, match="a dynamically quantized convolution is slower"):
+        apply(source, "quantize-dynamic", tmp_path)
+
+
+def test_the_refusal_for_convolutions_is_known_beforehand(tmp_path):
+    source = exported(tmp_path, CONVOLUTIONAL, IMAGE)
+    processor = Processor(name="p", features=(), physical_cores=1, logical_cores=1, memory_bytes=1)
+    model = ModelInfo(
+        name="m",
+        source=source.model.source,
+        inputs=(),
+        outputs=(),
+        offers=(),
+        labelled=False,
+        layers=(LayerInfo(name="c", type="Conv"),),
+        operators=("Conv", "Relu"),
+    )
+    sentence = why_unavailable(
+        find_technique("quantize-dynamic"), source.record, model, Hardware(hostname="h", processor=processor)
+    )
+    assert "Use quantize-static" in sentence
+
+
+def test_gpus_have_no_kernel_for_it(tmp_path):
+    source = exported(tmp_path, RECURRENT.format(kind="LSTM"), ROWS)
+    with pytest.raises(Refusal, match="for CPUs"):
+        apply(source, "quantize-dynamic", tmp_path, target="tensorrt")
+
+
+def plain_graph(path, nodes, inputs, outputs, constants):
+    graph = helper.make_graph(nodes, "graph", inputs, outputs, constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return open_baseline(ModelSource(path=str(path), kind="onnx", sha256=""), path.parent)
+
+
+def value(name, shape, kind=TensorProto.FLOAT):
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def test_gemm_with_factors_transposes_and_bias_gives_the_same_answers(tmp_path):
+    rng = np.random.default_rng(0)
+    constants = {"w": (6, 16), "v": (6, 4), "b": (6,), "c": (1, 4)}
+    source = plain_graph(
+        tmp_path / "gemm.onnx",
+        [
+            helper.make_node("Gemm", ["x", "w", "b"], ["h"], "first", transB=1, alpha=0.5, beta=2.0),
+            helper.make_node("Gemm", ["h", "v", "c"], ["y"], "second", alpha=3.0),
+        ],
+        [value("x", ["batch", 16])],
+        [value("y", ["batch", 4])],
+        [
+            numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+            for name, shape in constants.items()
+        ],
+    )
+    quantized = apply(source, "quantize-dynamic", tmp_path)
+    assert quantized.record.changed.touched == ("first", "second")
+    assert cosine(source, quantized) > 0.999
+
+
+def test_the_graphs_inside_an_if_are_named_as_left_alone(tmp_path):
+    rng = np.random.default_rng(0)
+    weights = [numpy_helper.from_array(rng.standard_normal((8, 8)).astype(np.float32), name) for name in ("w", "v")]
+    branch = lambda name, weight: helper.make_graph(  # noqa: E731
+        [helper.make_node("MatMul", ["h", weight], [name])], name, [], [value(name, ["batch", 8])]
+    )
+    source = plain_graph(
+        tmp_path / "if.onnx",
+        [
+            helper.make_node("MatMul", ["x", "w"], ["h"], "outside"),
+            helper.make_node("ReduceSum", ["x"], ["total"], "total", keepdims=0),
+            helper.make_node("Greater", ["total", "zero"], ["positive"], "compare"),
+            helper.make_node(
+                "If", ["positive"], ["y"], "choice", then_branch=branch("a", "w"), else_branch=branch("b", "v")
+            ),
+        ],
+        [value("x", ["batch", 8])],
+        [value("y", ["batch", 8])],
+        [*weights, numpy_helper.from_array(np.array(0, dtype=np.float32), "zero")],
+    )
+    quantized = apply(source, "quantize-dynamic", tmp_path)
+    changed = quantized.record.changed
+    assert changed.touched == ("outside",)
+    assert [(left.name, left.reason) for left in changed.left] == [("choice", "the graphs inside If are not quantized")]
+    assert cosine(source, quantized) > 0.99
