@@ -213,7 +213,7 @@ async def test_what_a_batch_left_behind_wakes_the_next_instance() -> None:
 
 
 def test_a_wake_up_in_the_moment_the_time_runs_out_is_neither_lost_nor_left_over() -> None:
-    """The wait of the only instance runs out, and before it can say so a request comes and wakes it."""
+    """The wait of the only instance runs out, and before it can say so it is woken."""
     done: list[Request] = []
     executor = BatchExecutor(double, BatchPolicy(max_batch_size=2, max_wait_ms=20, wait="always"), done.extend)
 
@@ -228,13 +228,14 @@ def test_a_wake_up_in_the_moment_the_time_runs_out_is_neither_lost_nor_left_over
             self.release = token.release
 
         def acquire(self, timeout: float = -1) -> bool:
-            if timeout == -1 and self.waits == 1:
+            if self.waits == 1 and not executor._lock.locked():
                 self.waits = 2
                 submit()  # as it falls asleep again: its wake-up would fail if one were left over
             got: bool = self.token.acquire(timeout=timeout)
             if not got and not self.waits:
                 self.waits = 1
-                submit()  # fills the batch, so it wakes the instance
+                submit()
+                executor.set_policy(executor.policy)  # wakes whoever sleeps
             return got
 
     try:
