@@ -24,7 +24,7 @@ MAX_FILE_BYTES = 2**31 - 1
 MAX_NODES = 200_000
 """Far above any network in use; a parser bomb has more."""
 
-MAX_DEPTH = 32
+MAX_DEPTH = 16
 """Of graphs inside graphs (If, Loop, Scan)."""
 
 MAX_ELEMENTS = 2**40
@@ -52,9 +52,7 @@ def read_graph(path: Path) -> ModelProto:
     try:
         model = onnx.load(path, load_external_data=False)
     except DecodeError:
-        raise ModelError(f"{path.name} is not an ONNX file: it cannot be parsed.") from None
-    except RecursionError:
-        raise ModelError(f"{path.name} nests its graphs too deeply to be read.") from None
+        raise ModelError(f"{path.name} is not an ONNX file: it cannot be parsed (or is nested without end).") from None
     if not model.HasField("graph") or not model.ir_version:
         raise ModelError(f"{path.name} is not an ONNX file: there is no graph in it.")
     _check_size(model, path)

@@ -113,6 +113,8 @@ class PickleModel(TorchModel):
 
 def _refuse_weights_alone(path: Path) -> None:
     """Raises ModelError when the file is a state_dict. Reads with PyTorch's restricted unpickler: no code runs."""
+    if _is_torchscript(path):  # torch.load would hand it to torch.jit.load, whatever weights_only says
+        return
     try:
         content = torch.load(path, map_location="meta", weights_only=True)
     except Exception:
