@@ -62,22 +62,24 @@ def best_latency(latencies: Iterable[Latency], options: SessionOptions) -> Laten
 
 
 def verdict_at(accuracy: Accuracy, limit: float) -> Verdict:
-    """The verdict of a measured drop against this limit: a non-inferiority test on the interval.
+    """The verdict of a measured drop against this limit.
 
-    PASS when the whole interval lies within the limit, FAIL when the point itself is beyond it, else not enough
-    data. A measurement that says it cannot be judged (no honest calibration data) stays unjudged at any limit.
+    A measurement whose verdict does not come from its interval (outputs that are not finite, no honest calibration
+    data) keeps it at any limit.
     """
-    if limit == accuracy.limit:
+    if accuracy.verdict != judge(accuracy.low, accuracy.high, accuracy.limit):
         return accuracy.verdict
-    decidable = judge(accuracy.drop, accuracy.high, accuracy.limit) == accuracy.verdict
-    return judge(accuracy.drop, accuracy.high, limit) if decidable else "NOT ENOUGH DATA"
+    return judge(accuracy.low, accuracy.high, limit)
 
 
-def judge(drop: float, high: float, limit: float) -> Verdict:
-    """PASS, FAIL or NOT ENOUGH DATA for a drop whose 95 % interval ends at `high`; all three are fractions."""
+def judge(low: float, high: float, limit: float) -> Verdict:
+    """A non-inferiority test on the 95 % interval of a drop; all three are fractions.
+
+    PASS when the whole interval is within the limit, FAIL when the whole of it is beyond, else not enough data.
+    """
     if high <= limit:
         return "PASS"
-    return "FAIL" if drop > limit else "NOT ENOUGH DATA"
+    return "FAIL" if low > limit else "NOT ENOUGH DATA"
 
 
 def best_variant(

@@ -232,13 +232,14 @@ def _step(content: dict[str, Any], taken: set[str]) -> RecipeStep:
 
 
 def check_technique_parameters(word: str, parameters: dict[str, Any]) -> None:
-    """Raises RecipeError with a sentence for a parameter that the technique does not have or cannot take."""
+    """Raises RecipeError for an unknown technique, or a parameter that it does not have or cannot take."""
     try:
         parse_parameters(word, parameters)
     except Refusal as refusal:
-        fields = all_techniques()[word].parameters.__struct_fields__
+        known = all_techniques().get(word)
+        fields = known.parameters.__struct_fields__ if known else ()
         wrong = next((name for name in parameters if name not in fields and name not in _STEP_KEYS), None)
-        near = difflib.get_close_matches(wrong, [*fields, *_STEP_KEYS], n=1) if wrong else []
+        near = difflib.get_close_matches(wrong, [*fields, *_STEP_KEYS], n=1) if known and wrong else []
         hint = f" Did you mean {near[0]}?" if near else ""
         raise RecipeError(clean_text(str(refusal), 400) + hint) from None
 

@@ -39,7 +39,7 @@ def export_variants(session: Session, variants: Sequence[Variant], to: str | Pat
 
     Raises SessionError with a sentence: nothing to export, files in the way, a damaged variant, a full disk.
     """
-    chosen = list(dict.fromkeys(variants)) if variants else _default(session)
+    chosen = list({variant.id: variant for variant in variants}.values()) or _default(session)
     place = Path(to).absolute()
     _check_place(session, place)
     notices = _notices(session, chosen)

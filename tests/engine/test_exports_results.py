@@ -1,0 +1,210 @@
+"""What programs and people get of a session: the JSON of the documentation, CSV, Markdown, exit statuses."""
+
+import csv
+import io
+import json
+
+import pytest
+from session_makers import add_accuracy, add_latency, add_variant, make_model
+
+from engine.exports import results
+from engine.protocol import Failed, Job, Ratio, RecipeRun, SessionOptions, Step
+from engine.session import Session, SessionError
+
+HOSTILE = "conv[/]x\x1b]52;c;AAAA\x07"
+
+
+@pytest.fixture
+def session(tmp_path):
+    opened = Session.open(tmp_path / "s")
+    opened.set_model(make_model())
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def measured(session):
+    base = add_variant(session, "baseline")
+    onnx = add_variant(session, "onnx", base, technique="export-onnx")
+    int8 = add_variant(session, "int8", onnx)
+    for variant, ratio in ((base, 1.0), (onnx, 2.0), (int8, 4.0)):
+        add_latency(session, variant, ratio)
+        add_latency(session, variant, ratio * 1.5, batch_size=1)
+        add_accuracy(session, variant, 0.0 if variant is base else 0.001)
+    return session
+
+
+def run_of(session, *steps, error=None):
+    run = RecipeRun(id=session.new_id(), title="r", created=1.0, steps=steps, finished=2.0, error=error)
+    session.put_run(run)
+    return run.id
+
+
+def step(status, *variants, kind="technique", word="export-onnx", reason=None):
+    return Step(name="s", kind=kind, word=word, status=status, variants=variants, reason=reason)
+
+
+def test_the_json_has_the_documented_shape(measured):
+    int8 = measured.resolve("int8")
+    run = run_of(
+        measured, step("succeeded", int8.id), step("refused", kind="measurement", word="profile", reason="No.")
+    )
+    text, _ = results.render(measured, "run", "json", run)
+    content = json.loads(text)
+    assert content["schema"] == "trimtab/run/1"
+    assert content["steps"][0] | {"variants": [], "reused": False} == {
+        "name": "s",
+        "technique": "export-onnx",
+        "status": "succeeded",
+        "reason": None,
+        "variant": int8.id,
+        "variants": [],
+        "reused": False,
+    }
+    assert content["steps"][1]["measurement"] == "profile"
+    entry = content["variants"][2]
+    assert entry["id"] == int8.id
+    assert entry["parent"] == measured.resolve("onnx").id
+    assert set(entry) >= {
+        *("id", "name", "parent", "technique", "parameters", "target", "size_bytes", "parameter_count", "macs"),
+        *("complexity", "accuracy", "changed", "measurements", "runtime", "device", "batch_size", "latency_ms"),
+        *("throughput_per_s", "speedup"),
+    }
+    assert set(entry["accuracy"]) >= {"value", "drop", "low", "high", "samples", "verdict"}
+    assert entry["accuracy"]["verdict"] == "PASS"
+    assert entry["changed"]["left"] == [{"name": "fc", "reason": "too sensitive"}]
+    assert len(entry["measurements"]) == 2
+    assert set(entry["measurements"][0]) >= {
+        *("runtime", "device", "processor", "threads", "batch_size", "latency_ms", "throughput_per_s", "speedup"),
+        "speedup_over_parent",
+    }
+    assert set(entry["latency_ms"]) == {"p50", "p90", "p99"}
+    assert set(entry["speedup"]) == {"ratio", "low", "high", "verdict", "against"}
+    baseline = content["variants"][0]
+    assert baseline["parent"] is None
+    assert baseline["technique"] is None
+
+
+def test_the_flat_figures_are_those_of_the_largest_batch_size_asked_for(measured):
+    entry = results.results(measured, "compare")["variants"][2]
+    assert entry["batch_size"] == 8
+    assert entry["speedup"]["ratio"] == 4.0
+    measured.set_options(SessionOptions(batch_sizes=(1,)))
+    assert results.results(measured, "compare")["variants"][2]["batch_size"] == 1
+
+
+def test_what_was_not_measured_is_null(session):
+    add_variant(session, "baseline")
+    entry = json.loads(results.render(session, "compare", "json")[0])["variants"][0]
+    assert [entry[key] for key in ("accuracy", "latency_ms", "speedup", "runtime", "changed")] == [None] * 5
+    assert entry["measurements"] == []
+    assert "| – " in results.render(session, "compare", "markdown")[0]
+
+
+def test_no_figure_is_a_number_that_json_does_not_know(measured):
+    add_latency(measured, measured.resolve("int8"), 4.0, p99_ms=float("inf"), created=9.0)
+    content = json.loads(results.render(measured, "compare", "json")[0], parse_constant=pytest.fail)
+    assert content["variants"][2]["latency_ms"]["p99"] is None
+
+
+def test_only_the_variants_asked_for_are_shown(measured):
+    content = results.results(measured, "compare", variants=["best", "baseline"])
+    assert [entry["name"] for entry in content["variants"]] == ["int8", "baseline"]
+    with pytest.raises(SessionError, match="Known: baseline, onnx, int8"):
+        results.results(measured, "compare", variants=["nothing"])
+
+
+def test_another_limit_is_judged_without_measuring_again(measured):
+    measured.set_options(SessionOptions(accuracy_limit=0.0005))
+    verdicts = [entry["accuracy"]["verdict"] for entry in results.results(measured, "compare")["variants"]]
+    assert verdicts == ["NOT ENOUGH DATA"] * 3
+    add_accuracy(measured, measured.resolve("int8"), 0.01, created=9.0)
+    assert results.results(measured, "compare")["variants"][2]["accuracy"]["verdict"] == "FAIL"
+
+
+def test_csv_has_one_row_a_variant_and_full_figures(measured):
+    rows = list(csv.DictReader(io.StringIO(results.render(measured, "compare", "csv")[0])))
+    assert [row["name"] for row in rows] == ["baseline", "onnx", "int8"]
+    assert rows[2]["speedup"] == "4.0"
+    assert rows[2]["accuracy_verdict"] == "PASS"
+    assert float(rows[2]["p50_ms"]) == 2.0
+    assert rows[0]["parent"] == ""
+
+
+def test_the_markdown_table_is_whole_and_readable(measured):
+    over = Ratio(ratio=2.0, low=1.9, high=2.1, verdict="FASTER", against="onnx")
+    add_latency(measured, measured.resolve("int8"), 4.0, created=9.0, speedup_over_parent=over)
+    text = results.render(measured, "compare", "markdown")[0]
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(line) for line in lines}) == 1
+    assert len({line.count("|") for line in lines}) == 1
+    row = next(line for line in lines if "int8" in line)
+    for figure in ("4.00× (3.88–4.12) FASTER", "2.00× FASTER", "0.10 (-0.10 to 0.30)", "PASS", "2.00", "91.90 %"):
+        assert figure in row
+    assert "accuracy limit 1.00 points" in text
+    assert "speed-ups against baseline · pytorch · cpu · batch 8" in text
+
+
+def test_a_run_shows_the_steps_that_did_not_succeed(measured):
+    run = run_of(measured, step("succeeded"), step("refused", reason="No data | none."))
+    text = results.render(measured, "run", "markdown", run)[0]
+    assert "- s: refused. No data \\| none." in text
+    assert text.count("- s:") == 1
+    assert "- s:" not in results.render(measured, "compare", "markdown")[0]
+
+
+HOSTILE_NAMES = (HOSTILE, '=HYPERLINK("x")|[b]', "a\nb|c", "\x9b2J\u202e", "<script>", "x" * 5000)
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES, ids=[f"name {number}" for number in range(len(HOSTILE_NAMES))])
+def test_a_hostile_name_harms_no_export(session, name):
+    base = add_variant(session, "baseline")
+    bad = add_variant(session, "int8", base, name=name, technique="quantize-static")
+    add_latency(session, bad, 2.0)
+    run = run_of(session, Step(name=name, kind="technique", word="x", status="failed", reason=name), error=name)
+    for format in ("json", "csv", "markdown"):
+        text = results.render(session, "run", format, run)[0]
+        assert not [c for c in text if (ord(c) < 32 and c not in "\r\n") or 0x7F <= ord(c) < 0xA0 or c == "\u202e"]
+    rows = list(csv.DictReader(io.StringIO(results.render(session, "compare", "csv")[0])))
+    assert len(rows) == 2
+    assert not rows[1]["name"].startswith("=")
+    table = [line for line in results.render(session, "compare", "markdown")[0].splitlines() if line.startswith("|")]
+    assert len(table) == 4
+    assert "<" not in "".join(table)
+    assert json.loads(results.render(session, "run", "json", run)[0])["variants"][1]["name"] == name
+
+
+def test_exit_statuses(measured):
+    base, onnx, int8 = (measured.resolve(name) for name in ("baseline", "onnx", "int8"))
+    bad = add_variant(measured, "bad", onnx)
+    unknown = add_variant(measured, "unknown", onnx)
+    add_accuracy(measured, bad, 0.2)
+
+    def status(*steps, error=None):
+        return results.exit_status(measured, run_of(measured, *steps, error=error))
+
+    assert results.exit_status(measured, None) == 0
+    assert status() == 0
+    assert status(step("succeeded", onnx.id), step("succeeded", int8.id)) == 0
+    assert status(step("succeeded", onnx.id), step("succeeded", bad.id), step("skipped")) == 0
+    assert status(step("succeeded", bad.id)) == 3
+    assert status(step("succeeded", bad.id), step("skipped")) == 3
+    assert status(step("succeeded", unknown.id)) == 0
+    assert status(step("succeeded", base.id, kind="measurement", word="latency")) == 0
+    assert status(step("succeeded", onnx.id), step("refused")) == 1
+    assert status(step("failed")) == 1
+    assert status(step("cancelled"), error="Cancelled by the user.") == 130
+    assert status(step("skipped"), error="This session belongs to x.") == 2
+    with pytest.raises(SessionError):
+        results.exit_status(measured, "nothing")
+
+
+@pytest.mark.parametrize(
+    ("kind", "cause", "expected"), [("open-model", "error", 2), ("open-model", "signal", 1), ("accuracy", "error", 1)]
+)
+def test_a_model_file_that_cannot_be_used_is_unreadable_input(measured, kind, cause, expected):
+    run = run_of(measured, step("skipped"), error="net.py has no load_model().")
+    state = Failed(started=1.0, finished=2.0, reason="x", cause=cause)
+    job = Job(id=measured.new_id(), kind=kind, title="t", created=1.0, state=state, recipe_run=run)
+    measured.put_job(job)
+    assert results.exit_status(measured, run) == expected
