@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import onnxruntime
 from onnx import helper
 
@@ -22,8 +23,19 @@ KEPT_APART = ["MatMulAddFusion", "ConstantSharing"]
 second lets unrelated nodes share a constant, which then cannot be quantized for each."""
 
 
+LEAST_OPSET = 13
+"""Quantize and Dequantize know channels from here on."""
+
+
+class OpsetTooOld(Exception):
+    """The graph's operators are older than quantization needs; the text says why they could not be raised."""
+
+
 def prepare(path: Path, for_static: bool = False) -> onnx.ModelProto:
-    """The graph at `path`, cleaned. `for_static` also turns means over all of an image into GlobalAveragePool."""
+    """The graph at `path`, cleaned. `for_static` also turns means over all of an image into GlobalAveragePool.
+
+    Raises OpsetTooOld for graphs of before 2020 that cannot be brought up to date.
+    """
     with tempfile.TemporaryDirectory() as directory:
         cleaned = Path(directory) / "prepared.onnx"
         options = onnxruntime.SessionOptions()
@@ -39,12 +51,28 @@ def prepare(path: Path, for_static: bool = False) -> onnx.ModelProto:
         model = load_graph(cleaned)
     if for_static:
         _means_to_pooling(model)
+    model = raise_opset(model)
     name_nodes(model)
     used = {node.domain for node in all_nodes(model.graph)} | {"", "ai.onnx"}
     kept = [entry for entry in model.opset_import if entry.domain in used]  # ONNX Runtime lists all it knows
     del model.opset_import[:]
     model.opset_import.extend(kept)
     return with_shapes(model)
+
+
+def raise_opset(model: onnx.ModelProto, least: int = LEAST_OPSET) -> onnx.ModelProto:
+    """The model with at least this version of the standard operators. Raises OpsetTooOld where onnx cannot convert."""
+    version = Graph(model).opset()
+    if version >= least:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, least)
+    except Exception as error:  # the converter raises bare RuntimeErrors, and others for foreign operators
+        line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise OpsetTooOld(
+            f"its operators are of version {version}, quantized weights per channel need {least}, and raising it "
+            f"failed: {line}"
+        ) from None
 
 
 def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -101,13 +101,12 @@ def quantize_dynamic(source: LoadedVariant, parameters: QuantizeDynamic, job: Jo
     from ..context import VariantFiles
     from ..graphs.dynamic_quantization import quantize_dynamically
     from ..graphs.onnx_graph import is_portable, save_graph
-    from ..graphs.preparation import prepare
 
     target = _target(job)
     if target.device_class == "cuda":
         raise Refusal(f"Dynamic quantization is for CPUs: {target.name} has no kernel for it. Use quantize-static.")
     job.progress(0, 3, "preparing the graph")
-    prepared = prepare(source.path)
+    prepared = _prepared(source)
     _refuse_quantized(prepared, source)
     job.progress(1, 3, "quantizing weights")
     result = quantize_dynamically(
@@ -122,7 +121,7 @@ def quantize_dynamic(source: LoadedVariant, parameters: QuantizeDynamic, job: Jo
         "quantized_weight_share": round(result.share, 4),
         "weight_bits": 7 if target.weights_7_bit else 8,
     }
-    figures |= _compare(job, prepared, files[0])
+    figures |= _compare(job, source.path, files[0])
     return [
         VariantFiles(
             format="onnx",
@@ -154,12 +153,11 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
     """Fix the ranges of activations on calibration data, so that whole chains of layers run in integers."""
     from ..context import VariantFiles
     from ..graphs.onnx_graph import is_portable, save_graph
-    from ..graphs.preparation import prepare
     from ..graphs.static_recipe import Settings, quantize_statically
 
     target = _target(job)
     job.progress(0, 10, "preparing the graph")
-    prepared = prepare(source.path, for_static=True)
+    prepared = _prepared(source, for_static=True)
     _refuse_quantized(prepared, source)
     _refuse_unknown(parameters.exclude, prepared)
     batches, synthetic = _calibration(job, parameters)
@@ -191,7 +189,7 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
         "calibration_samples": samples,
         "synthetic_calibration": synthetic,
     }
-    figures |= _compare(job, prepared, files[0])
+    figures |= _compare(job, source.path, files[0])
     summary = _summary(len(result.touched), result.left, result.share, target)
     if synthetic:
         summary += "; calibrated on made-up inputs, so its accuracy says nothing about real ones"
@@ -206,6 +204,15 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
             target=target.name,
         )
     ]
+
+
+def _prepared(source: LoadedVariant, for_static: bool = False) -> Any:
+    from ..graphs.preparation import OpsetTooOld, prepare
+
+    try:
+        return prepare(source.path, for_static)
+    except OpsetTooOld as error:
+        raise Refusal(f"{source.record.name} cannot be quantized: {error}.") from None
 
 
 def _target(job: JobContext) -> Target:
@@ -231,13 +238,13 @@ def _calibration(job: JobContext, parameters: QuantizeStatic) -> tuple[list[dict
     return [model.example(size, seed=seed) for seed in range(max(1, min(parameters.samples, 256) // size))], True
 
 
-def _compare(job: JobContext, prepared: Any, quantized: Any) -> dict[str, float]:
+def _compare(job: JobContext, source: Any, quantized: Any) -> dict[str, float]:
     """Distance of the quantized outputs from the source's, on a few inputs."""
     from ..graphs.verification import compare_outputs, run_graph
 
     batches = [job.model.example(job.model.fixed_batch or 8, seed=seed) for seed in (1, 2)]
     try:
-        found = compare_outputs(run_graph(prepared, batches), run_graph(quantized, batches))
+        found = compare_outputs(run_graph(source, batches), run_graph(quantized, batches))
     except ValueError as error:
         raise Refusal(f"The quantized graph is broken: {error}.") from None
     return {"cosine": round(found.cosine, 6), "sqnr_db": round(min(found.sqnr_db, 200.0), 2)}
