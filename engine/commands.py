@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .exports import export_variants, recipe_text, results
 from .job_logs import read_piece
 from .paths import LOG_NAME
 from .protocol import (
@@ -199,6 +198,8 @@ def _set_rate(engine: "Engine", command: SetTelemetryRate) -> Result:
 
 
 def _results(engine: "Engine", command: GetResults) -> Result:
+    from .exports import results
+
     text, status = results.render(
         engine.session, command.command, command.format, run=command.run, variants=command.variants
     )
@@ -206,10 +207,14 @@ def _results(engine: "Engine", command: GetResults) -> Result:
 
 
 def _recipe(engine: "Engine", command: GetRecipe) -> Result:
+    from .exports import recipe_text
+
     return Text(text=recipe_text(engine.session, engine.session.resolve(command.variant)))
 
 
 async def _export(engine: "Engine", command: ExportVariants) -> Exported:
+    from .exports import export_variants
+
     _check_paths(command.to)
     variants = tuple(engine.session.resolve(word) for word in command.variants)
     return await asyncio.to_thread(export_variants, engine.session, variants, command.to, command.overwrite)

@@ -34,7 +34,9 @@ PRELOADED = ("ctypes", "numpy", "torch", "onnx", "safetensors.torch", "torch._dy
 PRELOADED_OWN = (
     "worker",
     "models",
-    "model_files.python_file",
+    "model_files.datasets",
+    "model_files.importing",
+    "model_files.scoring",
     "techniques.onnx_conversion",
     "techniques.quantization",
     "graphs.onnx_graph",

@@ -25,11 +25,11 @@ LONGEST_LINE = 2000
 
 
 class LogFollower:
-    """Reads what was added to a log since the last look."""
+    """Reads a log from its beginning, each time what was added since the last look."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._offset = path.stat().st_size if path.exists() else 0
+        self._offset = 0
         self._rest = b""
 
     def new_lines(self, ended: bool = False) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ class Jobs:
             recipe_run=request.recipe_run,
             device=request.device,
         )
-        entry = self._entries[job.id] = _Entry(job, request)
+        entry = self._entries[job.id] = _Entry(job, request, LogFollower(self.session.log_path(job.id)))
         self._show(entry)
         if self.closed:
             self._end(entry, Cancelled(started=None, finished=time.time()))
@@ -270,7 +270,8 @@ class Jobs:
         try:
             await asyncio.wait({listening, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not gone.done():
-                await asyncio.wait({gone}, timeout=LEAVE_SECONDS)
+                patience = 0 if isinstance(listening.result(), Garbled) else LEAVE_SECONDS
+                await asyncio.wait({gone}, timeout=patience)
                 worker.signal(signal.SIGKILL)
             ended = await gone
             # What it sent before it died is still in the socket.
@@ -316,8 +317,6 @@ class Jobs:
             self._log_lines(entry)
 
     def _log_lines(self, entry: "_Entry", ended: bool = False) -> None:
-        if entry.follower is None:
-            entry.follower = LogFollower(self.session.log_path(entry.job.id))
         lines = entry.follower.new_lines(ended)
         if lines:
             self._publish(JobLogged(seq=0, job=entry.job.id, lines=lines))
@@ -358,13 +357,13 @@ class Jobs:
 class _Entry:
     """A job that has not ended."""
 
-    def __init__(self, job: Job, request: JobRequest) -> None:
+    def __init__(self, job: Job, request: JobRequest, follower: LogFollower) -> None:
         self.job = job
         self.request = request
         self.cancel = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
         self.ended: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
-        self.follower: LogFollower | None = None
+        self.follower = follower
         alone = request.exclusive
         if alone is None:
             alone = isinstance(request.task, MeasureLatency | MeasureAccuracy)

@@ -202,10 +202,12 @@ def explain(error: BaseException) -> GaveUp:
     detail = "".join(traceback.format_exception(error))[-MAX_DETAIL:]
     if isinstance(error, Refusal | RuntimeUnavailable):
         return GaveUp(reason=str(error), cause="refused")
+    out_of_memory = _is_out_of_memory(error)
     if isinstance(error, ModelError):
         # The user's own code may stand behind it: where it raised is what they need to mend it.
-        return GaveUp(reason=str(error), detail=detail if error.__cause__ is not None else "")
-    if _is_out_of_memory(error):
+        behind = detail if error.__cause__ is not None else ""
+        return GaveUp(reason=str(error), detail=behind, cause="out-of-memory" if out_of_memory else "error")
+    if out_of_memory:
         what = "the GPU" if "CUDA" in str(error) else "the machine"
         first = _first_line(error)
         return GaveUp(reason=f"There was not enough memory on {what}: {first}", detail=detail, cause="out-of-memory")
@@ -215,13 +217,14 @@ def explain(error: BaseException) -> GaveUp:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError):
-        return True
+    """The error, or the one that it was raised from, is about memory."""
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return True
+    kinds = (MemoryError, torch.OutOfMemoryError) if torch is not None else (MemoryError,)
     # torch's CPU allocator and ONNX Runtime have no exception of their own for it.
-    return any(sign in str(error) for sign in ("can't allocate memory", "Failed to allocate memory"))
+    signs = ("can't allocate memory", "Failed to allocate memory")
+    if isinstance(error, kinds) or any(sign in str(error) for sign in signs):
+        return True
+    return error.__cause__ is not None and _is_out_of_memory(error.__cause__)
 
 
 def _first_line(error: BaseException) -> str:
