@@ -32,7 +32,7 @@ class PyTorchRunner:
 
     @property
     def versions(self) -> dict[str, str]:
-        return {"torch": torch.__version__} | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
+        return {"torch": str(torch.__version__)} | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         with torch.inference_mode():
