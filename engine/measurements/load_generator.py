@@ -9,6 +9,7 @@ its thread; the other methods may be called from any thread meanwhile and show w
 """
 
 import gc
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -32,6 +33,9 @@ BACK_OFF = 0.001
 
 ERRORS_KEPT = 5
 """Different error sentences that are remembered."""
+
+SWITCH_SECONDS = 0.0005
+"""How long another thread may keep the interpreter from the generator during a run; Python's 5 ms would be its lag."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -250,6 +254,8 @@ class LoadGenerator:
         self._target.open(self._deliver)
         gc.collect()
         gc.freeze()  # what is alive now need not be looked through again and again while times are taken
+        patience = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_SECONDS)
         try:
             self._start = clock()
             if self._schedule is not None:
@@ -263,6 +269,7 @@ class LoadGenerator:
                 self._changed.clear()
         finally:
             self._target.close()
+            sys.setswitchinterval(patience)
             gc.unfreeze()
         return self.record
 
