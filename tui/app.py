@@ -23,6 +23,8 @@ from .text import content
 from .theme import THEMES, VARIABLE_DEFAULTS, choose_theme
 from .view import View, batch_sizes, default_batch_size
 
+HERE = Path(__file__).parent
+
 URGENT_SECONDS = 0.03
 """An urgent event is painted this much later, so that a burst of them is painted once."""
 
@@ -34,11 +36,7 @@ class TrimtabApp(App[None]):
     """
 
     TITLE = "trimtab"
-    CSS_PATH = [
-        "app.tcss",
-        "screens/main.tcss",
-        "panes/panes.tcss",
-    ]
+    CSS_PATH = [HERE / "app.tcss", HERE / "screens/main.tcss", HERE / "panes/panes.tcss"]
     BINDINGS: ClassVar[list[BindingType]] = []
     COMMANDS = {ActionProvider}
     COMMAND_PALETTE_BINDING = "ctrl+p"

@@ -6,18 +6,22 @@
     GPU 0  ⣀⣤⣶⣿⣿⣿⣶⣤⣀⣀⣤⣶▇  61 %  62 °C
            -120 s      -60   now
 
-Each line is label, history, one live column, figure: spans of their own, so that a tick repaints the live column and
-the figure, and the history only when its next column is complete. A value that the machine would not tell is "–".
+Two widgets side by side: the past (labels and history) is repainted only when its next column is complete, the present
+(one live column and the figures) at every tick. A value that the machine would not tell is "–".
 """
 
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+from textual.app import ComposeResult
+from textual.containers import ScrollableContainer
+from textual.content import Content
+
 from engine.protocol import GpuSample, Hardware, Snapshot, TelemetrySample
 
 from .. import charts, figures
-from ..lines import Line, LineView
+from ..lines import Line, LineView, Span
 from ..text import clean, fit
 from ..view import STALE_SECONDS, View
 
@@ -40,68 +44,86 @@ class Gauge(NamedTuple):
     texts: tuple[tuple[str, str], ...]
 
 
-class HardwarePane(LineView, can_focus=True):
+class HardwarePane(ScrollableContainer, can_focus=True):
     """See the top of this file."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._histories: dict[tuple[object, ...], list[str]] = {}
+        self._caption = ""
+
+    def compose(self) -> ComposeResult:
+        yield LineView(id="past")
+        yield LineView(id="present")
 
     def show(self, snapshot: Snapshot, view: View) -> None:
         samples = snapshot.telemetry
         newest = samples[-1] if samples else None
         age = view.now - newest.time if newest else 0.0
         stale = newest is not None and age > STALE_SECONDS
-        details = clean(snapshot.hardware.hostname, 24)
-        if stale:
-            details = f"last sample {figures.duration(age)} ago"
-        self.set_caption("3 Hardware", details)
+        self._title(f"last sample {figures.duration(age)} ago" if stale else clean(snapshot.hardware.hostname, 24))
         if newest is None:
-            self.set_lines([(("No samples yet.", "muted"),)])
+            self._set([((("No samples yet.", "muted"),), ())], self.size.width)
             return
-        self.set_lines(self._draw(snapshot.hardware, samples, newest, stale))
+        width, height = self.size.width, self.container_size.height - self.gutter.height
+        self._draw(snapshot.hardware, samples, newest, stale, max(width, 20), max(height, 4))
 
     def _draw(
-        self, hardware: Hardware, samples: tuple[TelemetrySample, ...], newest: TelemetrySample, stale: bool
-    ) -> list[Line]:
-        width, height = self.size.width, self.size.height
+        self,
+        hardware: Hardware,
+        samples: tuple[TelemetrySample, ...],
+        newest: TelemetrySample,
+        stale: bool,
+        width: int,
+        height: int,
+    ) -> None:
         gauges = _gauges(hardware, newest)
-        room = FIGURE if width >= 50 else 15
-        cells = max(width - LABEL - room - 1, 8)
+        cells = max(width - LABEL - (FIGURE if width >= 50 else 15) - 1, 8)
         step = charts.bucket_seconds(WINDOW_SECONDS, cells)
-        cells, room = (fitting := math.ceil(WINDOW_SECONDS / step / 2)), room + cells - fitting
+        cells = math.ceil(WINDOW_SECONDS / step / 2)
         end = math.floor(newest.time / step) * step
-        spare = height - 2 - (not hardware.gpus) - (len(newest.cores) > 1)
+        spare = height - 1 - (not hardware.gpus) - (len(newest.cores) > 1)
         rows = min(max(spare // max(len(gauges), 1), 1), ROWS_MAXIMUM)
-        lines: list[Line] = []
+        lines: list[tuple[Line, Line]] = []
         fresh: dict[tuple[object, ...], list[str]] = {}
         for gauge in gauges:
-            key = (gauge.label, end, step, cells, rows, len(samples) and samples[0].time > end - WINDOW_SECONDS)
+            key = (gauge.label, end, step, cells, rows, samples[0].time > end - WINDOW_SECONDS)
             past = self._histories.get(key)
             if past is None:
-                values = charts.bucketed(samples, _time, gauge.value, end, step, cells * 2)
-                past = charts.history(values, rows)
+                past = charts.history(charts.bucketed(samples, _time, gauge.value, end, step, cells * 2), rows)
             fresh[key] = past
             present = charts.column(None if stale else gauge.value(newest), rows)
             for row in range(rows):
                 text, role = gauge.texts[row] if row < len(gauge.texts) else ("", "")
-                lines.append(
-                    (
-                        (fit(gauge.label if row == 0 else "", LABEL), "muted"),
-                        (past[row], gauge.role),
-                        (present[row], "now"),
-                        (fit(" " + text, room), "muted" if stale else role),
-                    )
-                )
+                label = fit(gauge.label if row == 0 else "", LABEL)
+                figure: Span = (" " + text, "muted" if stale else role)
+                lines.append((((label, "muted"), (past[row], gauge.role)), ((present[row], "now"), figure)))
             if gauge.label == "CPU" and len(newest.cores) > 1:
-                lines.append(_cores(newest, cells, room))
+                lines.append(_cores(newest, width - LABEL - cells))
         if not hardware.gpus:
-            lines.append(((fit("GPU", LABEL), "muted"), (clean(hardware.gpu_status, 200), "muted")))
+            status = clean(hardware.gpu_status, 200)
+            lines.append((((fit("GPU", LABEL), "muted"), (status[:cells], "muted")), ((status[cells:], "muted"),)))
         lines.append(_axis(cells, step))
         if height - len(lines) >= 1:
-            lines.append(_processor(hardware))
+            lines.append(_processor(hardware, cells))
         self._histories = fresh
-        return lines
+        self._set(lines, LABEL + cells)
+
+    def _set(self, lines: list[tuple[Line, Line]], past_width: int) -> None:
+        """Both halves, exactly as high as they are long; the container scrolls."""
+        past, present = self.query_one("#past", LineView), self.query_one("#present", LineView)
+        if past.styles.width is None or past.styles.width.value != past_width:
+            past.styles.width = past_width
+        for half, number in ((past, 0), (present, 1)):
+            if half.styles.height is None or half.styles.height.value != len(lines):
+                half.styles.height = len(lines)
+            half.set_lines([line[number] for line in lines])
+
+    def _title(self, details: str) -> None:
+        """Like `LineView.set_caption`: only if it changed, because it repaints the pane."""
+        if details != self._caption:
+            self._caption = details
+            self.border_title = Content.assemble((" 3 Hardware ", "bold"), (f"· {details} ", "$muted"))
 
 
 def _gauges(hardware: Hardware, newest: TelemetrySample) -> list[Gauge]:
@@ -153,29 +175,27 @@ def _gauges(hardware: Hardware, newest: TelemetrySample) -> list[Gauge]:
     return gauges
 
 
-def _cores(newest: TelemetrySample, cells: int, room: int) -> Line:
-    """All cores of this moment, one cell each, as many as fit."""
-    shown = newest.cores[: max(cells, 8)]
-    more = f"of {len(newest.cores)}" if len(shown) < len(newest.cores) else f"{len(newest.cores)} cores"
-    return (
-        (fit(" cores", LABEL), "muted"),
-        (fit(charts.sparkbar(shown), cells + 1), "chart"),
-        (fit(" " + more, room), "muted"),
-    )
+def _cores(newest: TelemetrySample, room: int) -> tuple[Line, Line]:
+    """All cores of this moment, one cell each, as many as fit beside the figures."""
+    shown = newest.cores[: max(room - 1, 4)]
+    more = f" of {len(newest.cores)}" if len(shown) < len(newest.cores) else ""
+    label = fit(" cores", LABEL)
+    return ((label, "muted"),), ((charts.sparkbar(shown), "chart"), (more, "muted"))
 
 
-def _axis(cells: int, step: float) -> Line:
+def _axis(cells: int, step: float) -> tuple[Line, Line]:
     """When it was, under the charts."""
     span = cells * 2 * step
     left, middle = f"-{span:.0f} s", f"-{span / 2:.0f}"
     text = fit(left, cells // 2 - len(middle) // 2) + middle
-    return ((" " * LABEL, ""), (fit(text, cells - 2), "faint"), ("now", "faint"))
+    return ((" " * LABEL, ""), (text, "faint")), (("now", "faint"),)
 
 
-def _processor(hardware: Hardware) -> Line:
-    """The processor's name and the features that decide how fast INT8 runs."""
-    features = " ".join(hardware.processor.features)
-    return ((" " * LABEL, ""), (clean(f"{hardware.processor.name} · {features or 'no SIMD extensions'}", 120), "faint"))
+def _processor(hardware: Hardware, cells: int) -> tuple[Line, Line]:
+    """The features that decide how fast INT8 runs, then the processor's name."""
+    features = " ".join(hardware.processor.features) or "no SIMD extensions"
+    text = clean(f"{features} · {hardware.processor.name}", 120)
+    return ((" " * LABEL, ""), (text[:cells], "faint")), ((text[cells:], "faint"),)
 
 
 def _time(sample: TelemetrySample) -> float:

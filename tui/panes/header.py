@@ -5,50 +5,61 @@
 When there is no connection it says so here, with the age of what is on the screen.
 """
 
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+
 from engine.protocol import Snapshot
 
 from .. import figures
 from ..lines import LineView, Span
-from ..text import clean, fit, width_of
+from ..text import clean, width_of
 from ..view import STALE_SECONDS, View
 
 
-class HeaderPane(LineView):
-    """See the top of this file."""
+class HeaderPane(Horizontal):
+    """See the top of this file. Two widgets, because the loads change at every tick and the rest does not."""
+
+    def compose(self) -> ComposeResult:
+        yield LineView(id="title")
+        yield LineView(id="loads")
 
     def show(self, snapshot: Snapshot, view: View) -> None:
-        width = self.size.width
         right = _link(view) if view.link != "connected" else _loads(snapshot, view)
         taken = sum(width_of(text) for text, _ in right)
-        name = snapshot.model.name if snapshot.model else (view.session or "no model")
+        loads = self.query_one("#loads", LineView)
+        if loads.styles.width is None or loads.styles.width.value != taken:
+            loads.styles.width = taken
+        loads.set_lines([tuple(right)])
+        name = clean(snapshot.model.name if snapshot.model else (view.session or "no model"), 60)
         facts = [f"limit {figures.points(snapshot.options.accuracy_limit)} pt"]
         if view.batch_size is not None:
             facts.append(f"batch {view.batch_size}")
         facts.append(clean(snapshot.options.target, 24))
         if snapshot.options.device != "cpu":
             facts.append(clean(snapshot.options.device, 16))
-        room = max(width - taken - 12, 0)
-        shown = fit(clean(name, 60), min(width_of(clean(name, 60)), room))
-        rest = "".join(f" · {fact}" for fact in facts) if snapshot.seq or snapshot.session else ""
-        rest = fit(rest, max(room - width_of(shown), 0))
-        self.set_lines([((" trimtab ", "key"), (" ", ""), (shown, "strong"), (rest, "muted"), *right)])
+        rest = "".join(f" · {fact}" for fact in facts) if snapshot.session else ""
+        title = self.query_one("#title", LineView)
+        title.set_lines([((" trimtab ", "key"), (" ", ""), (name, "strong"), (rest, "muted"))])
 
 
 def _loads(snapshot: Snapshot, view: View) -> list[Span]:
-    """One figure for each device, the newest sample's; each a span of fixed width."""
+    """One figure for each device, the newest sample's; one span, because it changes at every tick."""
     if not snapshot.telemetry:
         return []
     newest = snapshot.telemetry[-1]
     stale = view.now - newest.time > STALE_SECONDS
-    role = "faint" if stale else ""
+    role = "faint" if stale else "muted"
     share = None
     if newest.memory_used_bytes is not None and newest.memory_total_bytes:
         share = newest.memory_used_bytes / newest.memory_total_bytes
-    spans = [("  CPU", "muted"), (fit(figures.percent(newest.cpu), 6, "right"), role)]
-    spans += [("  mem", "muted"), (fit(figures.percent(share), 6, "right"), role)]
-    for gpu in newest.gpus[:4]:
-        spans += [(f"  GPU{gpu.index}", "muted"), (fit(figures.percent(gpu.utilisation), 6, "right"), role)]
-    return [*spans, (" ", "")]
+    text = f"  CPU{figures.percent(newest.cpu):>6}  mem{figures.percent(share):>6}"
+    if len(newest.gpus) <= 2:
+        text += "".join(f"  GPU{gpu.index}{figures.percent(gpu.utilisation):>6}" for gpu in newest.gpus)
+    else:
+        known = [gpu.utilisation for gpu in newest.gpus if gpu.utilisation is not None]
+        mean = sum(known) / len(known) if known else None
+        text += f"  {len(newest.gpus)} GPUs{figures.percent(mean):>6}"
+    return [(text + " ", role)]
 
 
 def _link(view: View) -> list[Span]:

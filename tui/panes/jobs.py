@@ -54,7 +54,7 @@ def job_line(job: Job, width: int, now: float) -> Line:
         room = max(width - title_width - bar - 24, 0)
         message = "cancelling" if state.cancelling else clean(state.message, 120)
         return (
-            (charts.SPINNER[int(now * 2) % len(charts.SPINNER)] + " ", "accent"),
+            ("▶ ", "accent"),
             (title, "accent"),
             (fit(figures.percent(share) if share is not None else "", 6, "right"), ""),
             (" " + done, "accent"),

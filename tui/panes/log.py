@@ -8,6 +8,7 @@ from collections import deque
 from typing import ClassVar
 
 from rich.segment import Segment
+from textual import events
 from textual.binding import Binding, BindingType
 from textual.selection import Selection
 from textual.strip import Strip
@@ -23,27 +24,36 @@ LINE_LIMIT = 2000
 
 
 class LogPane(LineView, can_focus=True):
-    """`start` names what follows, `feed` adds text as it arrives."""
+    """`start` names what follows, `feed` adds text as it arrives.
+
+    While it follows the end it holds only the lines in sight, so that a new line repaints rows and scrolls nothing.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("j", "scroll_down", show=False),
-        Binding("k", "scroll_up", show=False),
-        Binding("g", "scroll_home", show=False),
-        Binding("G", "scroll_end", show=False),
+        Binding("down,j", "read(1)", show=False),
+        Binding("up,k", "read(-1)", show=False),
+        Binding("pagedown,ctrl+d", "read(20)", show=False),
+        Binding("pageup,ctrl+u", "read(-20)", show=False),
+        Binding("home,g", "read(-1000000)", show=False),
+        Binding("end,G", "read(1000000)", show=False),
     ]
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._raw: deque[str] = deque(maxlen=LINES_MAXIMUM)
+        self._wrapped: deque[Line] = deque(maxlen=LINES_MAXIMUM)
         self._part = ""
         self._width = 0
+        self._following = True
+        self._title, self._number = "", "4 "
 
     def start(self, title: str, number: str = "4 ") -> None:
         """Forget the old text; what is fed from now on belongs to `title` (foreign text is cleaned)."""
         self._raw.clear()
-        self._part = ""
-        self.set_caption(f"{number}Log", clean(title, 60))
-        self.set_lines([])
+        self._wrapped.clear()
+        self._part, self._following = "", True
+        self._title, self._number = clean(title, 60), number
+        self._show()
 
     def feed(self, text: str) -> None:
         """Add a piece of the log; it may end in the middle of a line."""
@@ -51,24 +61,51 @@ class LogPane(LineView, can_focus=True):
         if len(self._part) > 16 * LINE_LIMIT:
             whole.append(self._part)
             self._part = ""
-        following = self.is_vertical_scroll_end or not self.lines
-        fresh: list[Line] = []
         for line in whole[-LINES_MAXIMUM:]:
             shown = clean(line.rstrip("\r").expandtabs(4), LINE_LIMIT)
             self._raw.append(shown)
-            fresh += self._wrapped(shown)
-        lines = [*self.lines, *fresh][-LINES_MAXIMUM:]
-        if fresh:
-            self.set_lines(lines)
-            if following:
-                self.scroll_end(animate=False, immediate=True, x_axis=False)
+            self._wrapped.extend(self._wrap(shown))
+        if whole:
+            self._show()
+
+    def action_read(self, by: int) -> None:
+        """Move through the log; at its end it follows again."""
+        if self._following and by < 0:
+            self._following = False
+            self._show()
+            self.scroll_to(y=self.max_scroll_y, animate=False, immediate=True)
+        if not self._following:
+            self.scroll_to(y=self.scroll_offset.y + by, animate=False, immediate=True)
+            if by > 0 and self.scroll_offset.y >= self.max_scroll_y:
+                self._following = True
+                self._show()
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        event.stop()
+        event.prevent_default()
+        self.action_read(-3)
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        event.stop()
+        event.prevent_default()
+        self.action_read(3)
 
     def on_resize(self) -> None:
         if self.size.width != self._width:
             self._width = self.size.width
-            lines = [line for shown in self._raw for line in self._wrapped(shown)]
-            self.set_lines(lines[-LINES_MAXIMUM:])
-            self.scroll_end(animate=False, immediate=True, x_axis=False)
+            self._wrapped.clear()
+            for shown in self._raw:
+                self._wrapped.extend(self._wrap(shown))
+        self._show()
+
+    def _show(self) -> None:
+        """The end of the log, or all of it while the user reads."""
+        lines = list(self._wrapped)
+        if self._following:
+            lines = lines[-max(self.size.height, 1) :]
+        self.set_lines(lines)
+        details = self._title if self._following else f"{self._title} · end follows the end"
+        self.set_caption(f"{self._number}Log", details)
 
     @property
     def allow_select(self) -> bool:
@@ -96,7 +133,7 @@ class LogPane(LineView, can_focus=True):
             strip = Strip.join([before, marked, after])
         return strip.apply_offsets(self.scroll_offset.x, row)
 
-    def _wrapped(self, shown: str) -> list[Line]:
+    def _wrap(self, shown: str) -> list[Line]:
         """One line of the log as lines of the pane; what follows a break is indented."""
         lowered = shown[:80].lower()
         role = "bad" if "error" in lowered or "traceback" in lowered else "warn" if "warning" in lowered else ""

@@ -30,6 +30,9 @@ from ..view import View
 if TYPE_CHECKING:
     from ..app import TrimtabApp
 
+LOG_SECONDS = 0.9
+"""A growing log is read at most this often: what scrolls faster is read by nobody, but sent to the terminal."""
+
 PANES = {"1": "variants", "2": "jobs", "3": "hardware", "4": "log"}
 """Number key → widget id."""
 
@@ -59,6 +62,7 @@ class MainScreen(Screen[None]):
         self._log_job: str | None = None
         self._log_offset = 0
         self._reading_log = False
+        self._log_read = 0.0
 
     def compose(self) -> ComposeResult:
         yield HeaderPane(id="header")
@@ -89,7 +93,7 @@ class MainScreen(Screen[None]):
                     widget.show(snapshot, view)  # type: ignore[attr-defined]
             self._follow_job(snapshot)
             self.query_one(FooterPane).show(self.situation())
-        if self._log_job is not None and self._log_job in self.trimtab.connection.logged:
+        if self._log_job in self.trimtab.connection.logged and view.now - self._log_read >= LOG_SECONDS:
             self._fetch_log()
 
     def on_resize(self) -> None:
@@ -209,6 +213,7 @@ class MainScreen(Screen[None]):
 
     def _fetch_log(self) -> None:
         if not self._reading_log:
+            self._log_read = self.trimtab.clock()
             self.run_worker(self._read_log(), group="log")
 
     async def _read_log(self) -> None:
