@@ -55,11 +55,14 @@ class Checkpoints:
     def _write(self, name: str, value: Any) -> None:
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         draft = self.directory / f"{name}.pt.{os.getpid()}"
-        with open(draft, "wb") as file:
-            torch.save(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, self.directory / f"{name}.pt")
+        try:
+            with open(draft, "wb") as file:
+                torch.save(value, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, self.directory / f"{name}.pt")
+        finally:
+            draft.unlink(missing_ok=True)
 
     def _read(self, name: str, weights_only: bool) -> Any:
         path = self.directory / f"{name}.pt"

@@ -114,7 +114,7 @@ def train(
     `after_step` is called after every optimizer step (masks are put back there). `stage` names the checkpoint: two
     stages of one course must have different names.
 
-    Raises JobCancelled after saving a checkpoint, and ModelError when the loss stops being a number.
+    Raises JobCancelled, after saving a checkpoint wherever it comes between two steps, and ModelError when the loss stops being a number.
     """
     device = torch.device(course.job.spec.device)
     total = max(1, round(plan.epochs * data.steps))
@@ -128,7 +128,7 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, total, plan.warm_up))
     scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype is torch.float16)
 
-    done, accuracy = 0, 0.0
+    done, accuracy, stepping = 0, 0.0, False
     saved = course.resumed(stage)
     if saved:
         trained.load_state_dict(saved["model"])
@@ -166,6 +166,7 @@ def train(
                 if teaching is not None:
                     loss = teaching.mixed(loss, outputs, inputs, labels, index, precision)
             scaler.scale(loss).backward()
+            stepping = True  # from here to the count, weights and counts do not belong together
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(trained.parameters(), plan.clip_norm)
             scaler.step(optimizer)
@@ -175,6 +176,7 @@ def train(
                 after_step()
             done += 1
             course.step += 1
+            stepping = False
             recent.add(loss)
             now = time.monotonic()
             if now - last_point >= POINT_SECONDS or done == total:
@@ -190,8 +192,9 @@ def train(
                 checkpoint()
                 last_checkpoint = time.monotonic()
                 pause = max(CHECKPOINT_SECONDS, 20 * (last_checkpoint - now))
-    except JobCancelled:
-        checkpoint()
+    except JobCancelled:  # may come out of any line: the worker's signal handler raises it
+        if not stepping:
+            checkpoint()
         raise
     finally:
         module.eval()

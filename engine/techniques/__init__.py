@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 
 from ..protocol import Changed, Field, Hardware, ModelInfo, TechniqueInfo, Variant
 
-MODULES = ("onnx_conversion", "quantization")
+MODULES = ("pruning", "quantization", "onnx_conversion", "graph_optimization")
 """The modules of this package that define techniques, in the order the dashboard lists them."""
 
 GROUPS = ("distillation", "pruning", "quantization", "ONNX conversion", "TensorRT conversion")
@@ -223,7 +223,7 @@ def why_unavailable(
         if not getattr(parameters, "synthetic", False):
             return (
                 f"{chosen.title} needs data to calibrate on: add calibration_data() to the model file "
-                "(or calibration_data = \"calib.npz\" for an .onnx), or set synthetic = true."
+                '(or calibration_data = "calib.npz" for an .onnx), or set synthetic = true.'
             )
     if Needs.STUDENT_MODEL in chosen.needs and "student_model" not in offers:
         return f"{chosen.title} needs a student: add student_model() to the model file."

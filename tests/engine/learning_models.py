@@ -5,6 +5,7 @@ import textwrap
 from pathlib import Path
 
 import torch
+
 from engine.context import JobContext, LoadedVariant
 from engine.hardware import read_processor
 from engine.models import Model, open_model

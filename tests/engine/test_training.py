@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from engine.checkpoints import Checkpoints
 from engine.context import JobCancelled
 from engine.losses import cross_entropy, main_output, soft_loss
@@ -223,7 +224,7 @@ def test_features_are_matched_through_a_projection(model, tmp_path):
 def test_a_cancelled_job_goes_on_where_it_was(model, tmp_path):
     data, objective = TrainingData(model), Objective(model)
     whole = model.module()
-    job, messages = make_job(model, tmp_path)
+    job, _ = make_job(model, tmp_path)
     train(whole, data, objective, PLAN, Course(job))
 
     stopped = model.module()
@@ -243,7 +244,7 @@ def test_a_cancelled_job_goes_on_where_it_was(model, tmp_path):
     job, second = make_job(model, tmp_path)
     outcome = train(resumed, data, objective, PLAN, Course(job, Checkpoints(tmp_path / "checkpoints")))
     assert outcome.steps == 3 * data.steps
-    assert [m.done for m in second if isinstance(m, Progressed)][0] == 22
+    assert next(m.done for m in second if isinstance(m, Progressed)) == 22
     assert points(second, "accuracy")[: len(points(first, "accuracy"))] == points(first, "accuracy")
     for ours, theirs in zip(resumed.parameters(), whole.parameters()):
         assert torch.allclose(ours, theirs, atol=1e-6)
@@ -271,7 +272,9 @@ training.CHECKPOINT_SECONDS = 0.2
 directory = pathlib.Path({directory!r})
 model = open_text(directory, CNN_FILE)
 job, _ = make_job(model, directory)
-job.send = lambda message: print(type(message).__name__, getattr(message, "step", getattr(message, "done", "")), flush=True)
+def tell(message):
+    print(type(message).__name__, getattr(message, "step", getattr(message, "done", "")), flush=True)
+job.send = tell
 course = training.Course(job, Checkpoints(directory / "checkpoints"))
 plan = training.Plan(epochs={epochs}, learning_rate=1e-3, precision="float32")
 training.train(model.module(), TrainingData(model), Objective(model), plan, course)

@@ -1,0 +1,101 @@
+"""Attention heads: where they are, which columns belong to one, and how the module is told that some are gone.
+
+A module counts as attention when it says how many heads it has (`num_heads`, `heads`, …) and its projections are
+linear layers. Heads are contiguous blocks of the output projection's input, which is how every implementation that
+reshapes to (batch, tokens, heads, size) lays them out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "nhead", "heads")
+"""Attributes that hold the number of heads."""
+
+KEY_VALUE_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
+"""Attributes of attention in which several heads share keys and values."""
+
+INNER_WIDTHS = ("all_head_size", "inner_dim", "attn_dim", "inner_width")
+"""Attributes that hold heads × size of a head, without doubt."""
+
+
+@dataclasses.dataclass
+class Heads:
+    """The heads of one attention module."""
+
+    owner: nn.Module
+    """Says how many heads there are."""
+    attribute: str
+    output: nn.Linear
+    """The projection that reads all heads."""
+    count: int
+    size: int
+    """Columns a head."""
+
+    def columns(self, heads: Sequence[int]) -> list[int]:
+        """The columns of `output` that these heads feed."""
+        return [head * self.size + i for head in heads for i in range(self.size)]
+
+    def shrink(self, removed: int) -> None:
+        """Tell the module that so many heads are gone."""
+        old = self.count * self.size
+        self.count -= removed
+        setattr(self.owner, self.attribute, self.count)
+        for name in INNER_WIDTHS:
+            if getattr(self.owner, name, None) == old:
+                setattr(self.owner, name, self.count * self.size)
+
+
+def find_owner(layer: str, module: nn.Module) -> str | None:
+    """The path of the nearest module around `layer` that has heads; None when the layer is no part of attention."""
+    parts = layer.split(".")
+    for end in range(len(parts) - 1, max(-1, len(parts) - 4), -1):
+        path = ".".join(parts[:end])
+        if _head_count(module.get_submodule(path)) is not None:
+            return path
+    return None
+
+
+def heads_of(module: nn.Module, owner: str, group: Any) -> Heads | str:
+    """The heads of the attention module at `owner`, given Torch-Pruning's group of one of its projections.
+
+    A string instead says why they are not offered.
+    """
+    import torch_pruning as tp
+
+    place = module.get_submodule(owner)
+    attribute, count = _head_count(place) or ("", 0)
+    for name in KEY_VALUE_COUNTS:
+        if getattr(place, name, count) != count:
+            return "several heads share their keys and values"
+    readers = [
+        item.dep.target.module
+        for item in group
+        if isinstance(item.dep.target.module, nn.Linear) and item.dep.handler == tp.prune_linear_in_channels
+    ]
+    if len(readers) != 1:
+        return "no single linear layer reads all heads"
+    output = readers[0]
+    if count < 1 or output.in_features % count:
+        return f"its {output.in_features} columns do not divide into {count} heads"
+    return Heads(place, attribute, output, count, output.in_features // count)
+
+
+@torch.no_grad()
+def silence(output: nn.Module, heads: Heads, chosen: Sequence[int]) -> None:
+    """Zero what these heads feed into the output projection: the network as if they were not there."""
+    assert isinstance(output, nn.Linear)
+    output.weight[:, heads.columns(chosen)] = 0
+
+
+def _head_count(module: nn.Module) -> tuple[str, int] | None:
+    for name in HEAD_COUNTS:
+        value = getattr(module, name, None)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return name, value
+    return None

@@ -1,0 +1,222 @@
+"""Structured pruning from end to end: find the groups, decide the widths, cut, fine-tune, again, and record it.
+
+A job that was stopped goes on: the module after each cut is kept beside the training's checkpoint, because the
+structure is decided at the cut and cannot be told from the weights alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from torch import nn
+
+from ..context import JobContext, LoadedVariant, VariantFiles
+from ..model_files.torch_model import save_module
+from ..protocol import Changed
+from . import sensitivity
+from .cost import example_call, macs_of, parameters_of, time_share
+from .importance import Mass, squares, taylor_mass, unit_scores
+from .network import CannotPrune, PrunableNetwork
+from .retraining import Retraining
+from .widths import Curve, Scores, search, shrink, widths_at
+
+if TYPE_CHECKING:
+    from ..techniques.pruning import PruneStructured
+
+SCAN_SAMPLES = 500
+"""Held-out samples that a sensitivity scan judges each trial by."""
+
+
+def cut(source: LoadedVariant, parameters: PruneStructured, job: JobContext) -> VariantFiles:
+    """The technique `prune-structured`. Raises CannotPrune with the reason when nothing can be removed."""
+    return _Cutting(source, parameters, job).run()
+
+
+class _Cutting:
+    def __init__(self, source: LoadedVariant, parameters: PruneStructured, job: JobContext) -> None:
+        self.parameters, self.job = parameters, job
+        self.retraining = Retraining(source, parameters, job, "prune-structured")
+        self.original = self.retraining.original
+        self.call, self.samples = example_call(job.model)
+        job.progress(0, None, "following the layers")
+        self.whole = PrunableNetwork(source.module(), self.call, parameters.protect)
+        self.widths_before = {group.name: group.width for group in self.whole.groups}
+        self.macs_before = macs_of(self.original, self.call, self.samples)
+        self.scanned: dict[str, Any] | None = None
+        self.curves: dict[str, Curve] | None = None
+        self.after_cut: float | None = None
+
+    def run(self) -> VariantFiles:
+        if self.parameters.scan or self.parameters.scope == "sensitivity":
+            self._scan()
+        cycles, first, network = self.parameters.cycles, 1, None
+        for cycle in range(cycles, 0, -1):
+            module = self.retraining.checkpoints.load_module(f"cut-{cycle}")
+            if module is not None:
+                first, network = cycle, self._network(module)
+                break
+        outcome = None
+        for cycle in range(first, cycles + 1):
+            if network is None or cycle > first:
+                network = self._network(network.module if network else self.whole.copy().module)
+                self._cut_once(network, cycle)
+                self.retraining.settle(network.module)
+                if self.parameters.fine_tune_epochs > 0:
+                    self.retraining.checkpoints.save_module(f"cut-{cycle}", network.module)
+            if self.retraining.has_data:
+                self.after_cut = self.retraining.accuracy(network.module)
+            if self.parameters.fine_tune_epochs > 0:
+                stage = "fine-tuning" if cycles == 1 else f"fine-tuning {cycle} of {cycles}"
+                epochs = self.parameters.fine_tune_epochs / cycles
+                outcome = self.retraining.fine_tune(network.module, epochs, stage)
+        assert network is not None
+        files = self._files(network, outcome.accuracy if outcome else None)
+        self.retraining.checkpoints.remove()
+        return files
+
+    # --- the steps
+
+    def _network(self, module: nn.Module) -> PrunableNetwork:
+        """A module between cuts as a network, with the groups that were found and tried in the uncut one."""
+        network = PrunableNetwork(module, self.call, check=False)
+        network.groups = [group for group in network.groups if group.name in self.widths_before]
+        for group in network.groups:
+            group.original = self.widths_before[group.name]
+        return network
+
+    def _cut_once(self, network: PrunableNetwork, cycle: int) -> None:
+        """Bring the network to the widths of this cycle: equal factors lead from the whole to the last one."""
+        share = cycle / self.parameters.cycles
+        scores = self._scores(network)
+        self.job.progress(0, None, f"cutting ({cycle} of {self.parameters.cycles})")
+        widths = self._pinned(network, share)
+        if widths is None:
+            widths = self._searched(network, scores, share)
+        if widths is None:
+            strength = 1 - (1 - self.parameters.ratio) ** share
+            widths = self._widths_at(network, scores)(strength)
+        shrink(network, widths, scores)
+
+    def _scores(self, network: PrunableNetwork) -> Scores:
+        mass: Mass = squares
+        if self.parameters.importance == "taylor":
+            self.job.progress(0, None, "measuring what each channel does to the loss")
+            network.module.to(self.retraining.device)
+            mass = taylor_mass(network.module, self.retraining.data, self.retraining.objective)
+            network.module.to("cpu")
+        return {group.name: unit_scores(network, group, self.parameters.importance, mass) for group in network.groups}
+
+    def _widths_at(self, network: PrunableNetwork, scores: Scores) -> Callable[[float], dict[str, int]]:
+        asked = self.parameters
+        return lambda strength: widths_at(strength, network.groups, scores, asked.scope, asked.round_to, self.curves)
+
+    def _pinned(self, network: PrunableNetwork, share: float) -> dict[str, int] | None:
+        from ..techniques.pruning import parse_widths
+
+        pinned = parse_widths(self.parameters.widths)
+        if not pinned:
+            return None
+        unknown = sorted(set(pinned) - set(self.widths_before))
+        if unknown:
+            raise CannotPrune(f"widths names {unknown[0]}, which is no layer that can be made narrower here.")
+        widths = {}
+        for name, last in pinned.items():
+            before = self.widths_before[name]
+            widths[name] = last if share == 1 else round(before * (last / before) ** share)
+        return widths
+
+    def _searched(self, network: PrunableNetwork, scores: Scores, share: float) -> dict[str, int] | None:
+        """The widths that meet a budget; None when there is none."""
+        asked, call = self.parameters, self.call
+        macs_before, parameters_before = self.macs_before, parameters_of(self.original)
+        if asked.keep_macs is not None:
+            if macs_before is None:
+                raise CannotPrune("its multiply-adds cannot be counted: use keep_parameters or keep_latency.")
+            budget, cost = asked.keep_macs, lambda m: (macs_of(m, call, self.samples) or 0) / macs_before
+        elif asked.keep_parameters is not None:
+            budget, cost = asked.keep_parameters, lambda m: parameters_of(m) / parameters_before
+        elif asked.keep_latency is not None:
+            size = max(self.job.spec.batch_sizes)
+            timed_call, _ = example_call(self.job.model, size)
+            budget, cost = asked.keep_latency, lambda m: time_share(m, self.original, timed_call)
+        else:
+            return None
+
+        def tell(strength: float, share: float) -> None:
+            self.job.progress(0, None, f"searching: strength {strength:.3f} keeps {share:.1%}")
+
+        _, widths = search(network, budget**share, cost, self._widths_at(network, scores), scores, tell)
+        return widths
+
+    def _scan(self) -> None:
+        retraining = self.retraining
+        self.scanned = retraining.checkpoints.load("scan")
+        if self.scanned is None:
+            self.scanned = sensitivity.scan(
+                self.whole,
+                self._scores(self.whole),
+                lambda module: retraining.accuracy(module, SCAN_SAMPLES),
+                lambda done, total, layer: self.job.progress(done, total, f"scanning {layer}"),
+            )
+            if self.parameters.fine_tune_epochs > 0:
+                retraining.checkpoints.save("scan", self.scanned)
+        self.curves = sensitivity.curves(self.scanned)
+
+    # --- the result
+
+    def _files(self, network: PrunableNetwork, accuracy: float | None) -> VariantFiles:
+        widths = {group.name: group.width for group in network.groups}
+        changed = {
+            name: (before, widths[name]) for name, before in self.widths_before.items() if before != widths[name]
+        }
+        if not changed:
+            raise CannotPrune(
+                f"nothing was removed: rounding to multiples of {self.parameters.round_to} left every layer as wide as "
+                "it was. Raise the ratio or lower round_to."
+            )
+        macs = macs_of(network.module, self.call, self.samples)
+        figures = self.retraining.figures(network.module, macs)
+        figures["macs_before"] = self.macs_before
+        figures["held_out_accuracy_after_cut"] = self.after_cut
+        figures["held_out_accuracy"] = accuracy if accuracy is not None else self.after_cut
+        figures["widths"] = ", ".join(f"{name} {before}→{after}" for name, (before, after) in changed.items())
+        files = [self.job.work / "model.pt"]
+        if self.scanned is not None:
+            figures["sensitivity"] = json.dumps(self.scanned)
+            files.append(sensitivity.write_scan(self.scanned, self.job.work / "sensitivity.json"))
+        save_module(network.module, files[0])
+        pinned = msgspec.to_builtins(self.parameters)
+        pinned.pop("type", None)
+        pinned |= {"keep_macs": None, "keep_parameters": None, "keep_latency": None}
+        pinned["widths"] = [f"{name}={width}" for name, width in widths.items()]
+        return VariantFiles(
+            format="pytorch",
+            files=files,
+            deployed=files[:1],
+            changed=Changed(
+                summary=_summary(figures, len(changed)),
+                touched=tuple(changed),
+                left=tuple(self.whole.left),
+                figures=figures,
+            ),
+            parameters=pinned,
+            parameter_count=figures["parameter_count"],
+            macs=macs,
+        )
+
+
+def _summary(figures: dict[str, Any], layers: int) -> str:
+    parts = [f"{layers} layers made narrower"]
+    if figures.get("macs") and figures["macs_before"]:
+        parts.append(f"{1 - figures['macs'] / figures['macs_before']:.0%} fewer multiply-adds")
+    parts.append(f"{1 - figures['parameter_count'] / figures['parameter_count_before']:.0%} fewer parameters")
+    text = ", ".join(parts)
+    if figures["held_out_accuracy_before"] is not None:
+        text += (
+            f"; accuracy on held-out training data {figures['held_out_accuracy_before']:.2%} before, "
+            f"{figures['held_out_accuracy_after_cut']:.2%} after cutting, {figures['held_out_accuracy']:.2%} at the end"
+        )
+    return text + "."

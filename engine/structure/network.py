@@ -1,0 +1,293 @@
+"""A network as groups of units that can be removed together.
+
+Removing an output channel of one layer changes the layers that read it, the normalisation between, and every layer
+whose output is added to its. Torch-Pruning follows these dependencies (Fang et al. 2023, "DepGraph: Towards Any
+Structural Pruning"); attention heads and recurrent layers get their own treatment (`attention`, `recurrent`).
+
+What a reader may rely on: every group offered here was tried on a copy of the network first. After removing units from
+it the network ran and gave outputs of the same shape; for heads and hidden units the outputs also were those of the
+network in which the same units are silent. What failed, or is not ours to change, is in `left` with the reason.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import fnmatch
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from ..protocol import Left
+from . import attention
+from .recurrent import RecurrentLayer, find_recurrent
+
+Call = Callable[[nn.Module], Any]
+"""One forward call of a module on example inputs; gradients as they are set outside."""
+
+Kind = Literal["channels", "neurons", "heads", "hidden units"]
+
+UNTOUCHED = (nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.MultiheadAttention)
+"""A group with one of these has a width that the whole network shares: it stays."""
+
+
+EXACT = 1e-4
+"""Relative difference up to which two outputs count as the same: rounding of a deep network is about 1e-6."""
+
+
+class CannotPrune(Exception):
+    """Nothing of this network can be removed; the text is the user's sentence."""
+
+
+@dataclasses.dataclass
+class Group:
+    """Units that can be removed from one layer, with all that hangs on them."""
+
+    name: str
+    """The layer that makes them, by its path in the module."""
+    kind: Kind
+    width: int
+    """How many units there are now."""
+    members: tuple[str, ...]
+    """All layers that change with it."""
+    original: int = 0
+    """How many there were before anything was removed."""
+    root: nn.Module | None = None
+    heads: attention.Heads | None = None
+    recurrent: RecurrentLayer | None = None
+
+
+class PrunableNetwork:
+    """A module (CPU, eval) with its groups. `remove` changes the module in place."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        call: Call,
+        protect: Sequence[str] = (),
+        recurrent: list[RecurrentLayer] | None = None,
+        check: bool = True,
+    ) -> None:
+        """`protect`: name patterns (`head`, `blocks.0.*`) of layers to leave alone.
+
+        `recurrent` and `check=False` spare the search and the trial in a copy of a network whose groups are known.
+        Raises CannotPrune when the network cannot be followed at all.
+        """
+        self.module, self.call = module, call
+        self.left: list[Left] = []
+        for parameter in module.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        self._names = {layer: name for name, layer in module.named_modules()}
+        if recurrent is None:
+            recurrent = list(find_recurrent(module, call, self.left))
+        self._recurrent = recurrent
+        self._graph = self._trace(bool(recurrent))
+        groups = [*self._graph_groups(), *(self._recurrent_group(layer) for layer in recurrent)]
+        self.groups: list[Group] = []
+        for group in groups:
+            if any(fnmatch.fnmatch(member, pattern) for member in group.members for pattern in protect):
+                self.left.append(Left(name=group.name, reason="protected"))
+            else:
+                group.original = group.width
+                self.groups.append(group)
+        if check:
+            self._keep_what_works()
+        if check and not self.groups:
+            reasons = "; ".join(f"{left.name}: {left.reason}" for left in self.left[:3])
+            raise CannotPrune(f"No layer of this network can be made narrower ({reasons or 'none has channels'}).")
+
+    def group(self, name: str) -> Group:
+        return next(group for group in self.groups if group.name == name)
+
+    def dependents(self, group: Group, units: Sequence[int]) -> Any:
+        """Torch-Pruning's group for removing these units (not for recurrent layers)."""
+        import torch_pruning as tp
+
+        if group.heads is not None:
+            return self._graph.get_pruning_group(
+                group.heads.output, tp.prune_linear_in_channels, group.heads.columns(units)
+            )
+        assert group.root is not None
+        prune = self._graph.get_pruner_of_module(group.root).prune_out_channels
+        return self._graph.get_pruning_group(group.root, prune, list(units))
+
+    def copy(self) -> PrunableNetwork:
+        """The same network and groups again, to try something on."""
+        module, recurrent = copy.deepcopy((self.module, self._recurrent))
+        twin = PrunableNetwork(module, self.call, recurrent=recurrent, check=False)
+        known = {group.name: group for group in self.groups}
+        twin.groups = [group for group in twin.groups if group.name in known]
+        for group in twin.groups:
+            group.original = known[group.name].original
+        return twin
+
+    def remove(self, group: Group, units: Sequence[Sequence[int]]) -> None:
+        """Take units out, for good. At least one must stay.
+
+        `units`: one list, or for a recurrent layer one per cell, all of one length. Indices count the units as they
+        are now; those of other groups stay valid.
+        """
+        count = len(set(units[0]))
+        if not count:
+            return
+        if count >= group.width:
+            raise ValueError(f"{group.name} has {group.width} units: at least one must stay")
+        if group.recurrent is not None:
+            group.recurrent.remove(units)
+        else:
+            self.dependents(group, sorted(units[0])).prune()
+            if group.heads is not None:
+                group.heads.shrink(count)
+        group.width -= count
+
+    def remove_least(self, group: Group, scores: torch.Tensor, count: int) -> None:
+        """Take out the `count` units with the lowest scores; `scores`: (1 or cells, width)."""
+        if count > 0:
+            self.remove(group, scores.argsort(dim=1)[:, :count].tolist())
+
+    # --- finding groups
+
+    def _trace(self, has_recurrent: bool) -> Any:
+        """Torch-Pruning's dependency graph; None where it fails and recurrent layers are all there is to prune."""
+        import torch_pruning as tp
+
+        def run(module: nn.Module, _: Any) -> list[torch.Tensor]:
+            return [tensor for tensor in tensors_of(self.call(module)) if tensor.grad_fn is not None]
+
+        try:
+            with torch.enable_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return tp.DependencyGraph().build_dependency(self.module, None, forward_fn=run, verbose=False)
+        except Exception as error:  # it fails in many ways on operations it does not know
+            if not has_recurrent:
+                raise CannotPrune(
+                    f"Torch-Pruning cannot follow this network's layers ({type(error).__name__}: {error})."
+                ) from error
+            return None
+
+    def _graph_groups(self) -> Iterator[Group]:
+        if self._graph is None:
+            return
+        final = self._output_layers()
+        for found in self._graph.get_all_groups(root_module_types=[nn.modules.conv._ConvNd, nn.Linear]):
+            layers = [item.dep.target.module for item in found]
+            narrower = {
+                item.dep.target.module for item in found if self._graph.is_out_channel_pruning_fn(item.dep.handler)
+            }
+            root = found[0].dep.target.module
+            name = self._names[root]
+            members = tuple(dict.fromkeys(self._names[layer] for layer in layers if layer in self._names))
+            reason = self._why_not(layers, narrower & final)
+            if reason:
+                self.left.append(Left(name=name, reason=reason))
+                continue
+            owner = attention.find_owner(name, self.module)
+            if owner is not None:
+                heads = attention.heads_of(self.module, owner, found)
+                if isinstance(heads, str):
+                    self.left.append(Left(name=name, reason=heads))
+                else:
+                    yield Group(name=owner, kind="heads", width=heads.count, members=members, root=root, heads=heads)
+                continue
+            kind: Kind = "neurons" if isinstance(root, nn.Linear) else "channels"
+            yield Group(name=name, kind=kind, width=len(found[0].idxs), members=members, root=root)
+
+    def _why_not(self, layers: list[Any], final: set[Any]) -> str | None:
+        """Why a group as a whole is not offered; None when it may be. `final`: its layers that make the output."""
+        import torch_pruning as tp
+
+        if final or any(isinstance(layer, tp.ops._OutputOp) for layer in layers):
+            return "its width is the model's output"
+        if any(isinstance(layer, (nn.Parameter, *UNTOUCHED)) for layer in layers):
+            return "its width is shared by the whole network (normalisation, embeddings or attention)"
+        if any(isinstance(layer, nn.RNNBase) for layer in layers):
+            return "a recurrent layer hangs on it"
+        for layer in layers:
+            if isinstance(layer, nn.modules.conv._ConvNd) and 1 < layer.groups < layer.out_channels:
+                return "a grouped convolution hangs on it"
+        return None
+
+    def _output_layers(self) -> set[nn.Module]:
+        """Layers whose output tensor is one of the model's outputs."""
+        made: dict[int, nn.Module] = {}
+        kept = []
+
+        def note(layer: nn.Module, _: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor):
+                made[id(output)] = layer
+                kept.append(output)  # alive until the end, else another tensor may get its id
+
+        hooks = [layer.register_forward_hook(note) for layer in self.module.modules() if not list(layer.children())]
+        with torch.no_grad():
+            outputs = tensors_of(self.call(self.module))
+        for hook in hooks:
+            hook.remove()
+        return {made[id(tensor)] for tensor in outputs if id(tensor) in made}
+
+    def _recurrent_group(self, layer: RecurrentLayer) -> Group:
+        members = (layer.name, *(self._names[consumer] for consumer in layer.consumers))
+        return Group(
+            name=layer.name, kind="hidden units", width=layer.layer.hidden_size, members=members, recurrent=layer
+        )
+
+    # --- trying them out
+
+    def _keep_what_works(self) -> None:
+        """Try groups together on a copy, one by one where that fails; move those that fail to `left`.
+
+        Heads and hidden units apart from the rest: only for them can the outputs be foretold.
+        """
+        exact = [group for group in self.groups if group.heads is not None or group.recurrent is not None]
+        failed = []
+        for together in (exact, [group for group in self.groups if group not in exact]):
+            if together and self._failure([group.name for group in together]) is not None:
+                for group in together:
+                    reason = self._failure([group.name])
+                    if reason is not None:
+                        self.left.append(Left(name=group.name, reason=reason))
+                        failed.append(group.name)
+        self.groups = [group for group in self.groups if group.name not in failed]
+
+    def _failure(self, names: list[str]) -> str | None:
+        """What goes wrong when a unit of each of these groups is removed; None when nothing does."""
+        silent, pruned = copy.deepcopy(self.module), self.copy()
+        exact = True
+        for name in names:
+            group = pruned.group(name)
+            if group.width < 2:
+                return "it has a single unit"
+            if group.heads is not None:
+                attention.silence(silent.get_submodule(pruned._names[group.heads.output]), group.heads, [0])
+            elif group.recurrent is not None:
+                group.recurrent.silence(silent.get_submodule(name), [0])
+            else:
+                exact = False
+            try:
+                pruned.remove(group, [[0]] * (group.recurrent.cells if group.recurrent else 1))
+            except Exception as error:
+                return f"its units cannot be removed ({type(error).__name__}: {error})"[:200]
+        try:
+            with torch.no_grad():
+                before, after = tensors_of(self.call(silent)), tensors_of(self.call(pruned.module))
+        except Exception as error:
+            return f"the network does not run without some of its units ({type(error).__name__}: {error})"[:200]
+        if [tensor.shape for tensor in before] != [tensor.shape for tensor in after]:
+            return "its width is the model's output"
+        if exact and not all(_equal(a, b) for a, b in zip(before, after)):
+            return "the network does more with these units than could be followed"
+        return None
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Up to the rounding of float32 in another order."""
+    one, other = one.double(), other.double()
+    return float((one - other).norm()) <= EXACT * max(float(one.norm()), 1e-6)
+
+
+def tensors_of(outputs: Any) -> list[torch.Tensor]:
+    """The tensors in a nest of outputs, in order."""
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]

@@ -1,0 +1,367 @@
+"""Pruning: what is removed is gone, the network still runs and is what it claims to be, and it recovers."""
+
+import json
+
+import msgspec
+import pytest
+import torch
+from torch import nn
+
+from engine.context import JobCancelled
+from engine.hardware import read_processor
+from engine.objectives import Objective
+from engine.protocol import Hardware, Progressed
+from engine.structure.importance import squares, taylor_mass, unit_scores
+from engine.structure.masks import apply_masks, magnitude_masks, two_of_four_masks
+from engine.structure.network import CannotPrune, PrunableNetwork
+from engine.structure.widths import rounded, search, shrink, widths_at
+from engine.techniques import Refusal
+from engine.techniques.pruning import (
+    PruneStructured,
+    PruneUnstructured,
+    prune_structured,
+    prune_unstructured,
+    refuse_structured,
+)
+from engine.training import Course, Plan, held_out_accuracy, train
+from engine.training_data import TrainingData
+
+from .learning_models import (
+    CNN_FILE,
+    RECURRENT_FILE,
+    TRANSFORMER_FILE,
+    adopted,
+    baseline,
+    make_job,
+    open_text,
+    points,
+)
+
+FAMILIES = {"cnn": CNN_FILE, "transformer": TRANSFORMER_FILE, "recurrent": RECURRENT_FILE}
+
+
+def run(technique, model, directory, parameters):
+    """(the variant made, its record of changes, messages)"""
+    tag = parameters.__struct_config__.tag
+    job, messages = make_job(model, directory, tag, msgspec.to_builtins(parameters))
+    (files,) = technique(baseline(model, directory), parameters, job)
+    return adopted(model, directory, files), files, messages
+
+
+def hardware():
+    return Hardware(hostname="here", processor=read_processor())
+
+
+# --- structured -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_shrinks_and_recovers(family, tmp_path):
+    epochs = 2 if family == "cnn" else 8
+    model = trained_file(FAMILIES[family], tmp_path, 2 * epochs)
+    asked = PruneStructured(ratio=0.5, round_to=4, fine_tune_epochs=epochs, learning_rate=3e-3, precision="float32")
+    variant, files, messages = run(prune_structured, model, tmp_path, asked)
+    before = model.module()
+    assert files.macs < 0.75 * baseline(model, tmp_path).record.macs
+    assert files.parameter_count == sum(p.numel() for p in variant.module().parameters())
+    assert files.parameter_count < 0.8 * sum(p.numel() for p in before.parameters())
+    inputs = model.example(3)
+    assert model.call(variant.module(), inputs)["output"].shape == (3, 4)
+    figures = files.changed.figures
+    assert figures["held_out_accuracy"] > figures["held_out_accuracy_before"] - 0.05
+    data, objective = TrainingData(model), Objective(model)
+    assert held_out_accuracy(variant.module(), data, objective) == pytest.approx(figures["held_out_accuracy"], abs=0.01)
+    assert points(messages, "loss")
+    assert "fewer multiply-adds" in files.changed.summary
+    assert any("output" in left.reason for left in files.changed.left) or family == "recurrent"
+
+
+def trained_file(text, directory, epochs=4):
+    """The model with weights that are worth keeping: trained for a moment, stored beside the file."""
+    model = open_text(directory, text)
+    job, _ = make_job(model, directory)
+    module = model.module()
+    plan = Plan(epochs=epochs, learning_rate=3e-3, precision="float32")
+    train(module, TrainingData(model), Objective(model), plan, Course(job))
+    torch.save(module.state_dict(), directory / "weights.pt")
+    load = f"    net = Net()\n    net.load_state_dict(torch.load({str(directory / 'weights.pt')!r}))\n    return net"
+    return open_text(directory, text.replace("    torch.manual_seed(0)\n    return Net()", load), "trained.py")
+
+
+def test_removed_heads_leave_the_others_exactly_as_they_were(tmp_path):
+    model = open_text(tmp_path, TRANSFORMER_FILE)
+    inputs = model.torch_args(model.example(4))[0]
+    network = PrunableNetwork(model.module(), lambda module: module(*inputs))
+    group, silent = network.group("layers.0.attention"), model.module()
+    silent.layers[0].attention.out.weight.data[:, group.heads.columns([1, 3])] = 0
+    network.remove(group, [[1, 3]])
+    attention = network.module.layers[0].attention
+    assert (attention.heads, attention.qkv.out_features, attention.out.in_features) == (2, 48, 16)
+    assert torch.allclose(network.module(*inputs), silent(*inputs), atol=1e-5)
+
+
+def test_removed_hidden_units_leave_the_others_exactly_as_they_were(tmp_path):
+    model = open_text(tmp_path, RECURRENT_FILE)
+    inputs = model.torch_args(model.example(4))[0]
+    network = PrunableNetwork(model.module(), lambda module: module(*inputs))
+    silent = model.module()
+    units = [[0, 5], [1, 2], [7, 8], [3, 15]]
+    for cell, suffix in enumerate(("l0", "l0_reverse", "l1", "l1_reverse")):
+        rows = [gate * 16 + unit for gate in range(4) for unit in units[cell]]
+        for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+            getattr(silent.lstm, f"{kind}_{suffix}").data[rows] = 0
+    network.remove(network.group("lstm"), units)
+    assert torch.allclose(network.module(*inputs), silent(*inputs), atol=1e-5)
+    network.remove(network.group("lstm"), [[0], [1], [2], [3]])  # the readers' columns were counted anew
+    assert (network.module.lstm.hidden_size, network.module.head.in_features) == (13, 26)
+    assert network.module(*inputs).shape == (4, 4)
+
+
+@pytest.mark.parametrize("kind", ["GRU", "RNN"])
+def test_last_states_are_followed_too(kind):
+    class Tail(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.recurrent = getattr(nn, kind)(5, 8, 2, bidirectional=True, batch_first=True)
+            self.head = nn.Linear(16, 3)
+
+        def forward(self, x):
+            _, last = self.recurrent(x)
+            return self.head(torch.cat([last[-2], last[-1]], dim=1))
+
+    torch.manual_seed(0)
+    module, x = Tail().eval(), torch.randn(4, 6, 5)
+    network = PrunableNetwork(module, lambda m: m(x))
+    network.remove(network.group("recurrent"), [[0, 1, 2]] * 4)
+    assert network.module.head.in_features == 10
+    assert network.module(x).shape == (4, 3)
+
+
+def test_recurrent_layers_that_cannot_be_followed_are_refused_with_the_reason():
+    class Attentive(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(5, 8, batch_first=True)
+
+        def forward(self, x):
+            return self.lstm(x)[0]
+
+    x = torch.randn(2, 6, 5)
+    with pytest.raises(CannotPrune, match="lstm: its output reaches the model's output"):
+        PrunableNetwork(Attentive().eval(), lambda m: m(x))
+
+
+def test_output_layers_and_protected_layers_keep_their_width(tmp_path):
+    model = open_text(tmp_path, CNN_FILE)
+    inputs = model.torch_args(model.example(2))[0]
+    network = PrunableNetwork(model.module(), lambda m: m(*inputs), protect=["blocks.0.*"])
+    assert {group.name for group in network.groups} == {"blocks.1.conv1"}
+    reasons = {left.name: left.reason for left in network.left}
+    assert reasons["head"] == "its width is the model's output"
+    assert reasons["blocks.0.conv1"] == "protected"
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "reason"),
+    [
+        ("num_key_value_heads", 2, "share their keys"),
+        ("heads", 5, "do not divide"),
+        ("fixed", None, "could be followed"),
+    ],
+)
+def test_attention_that_cannot_lose_heads_is_left_with_the_reason(attribute, value, reason, tmp_path):
+    model = open_text(tmp_path, TRANSFORMER_FILE)
+    inputs = model.torch_args(model.example(2))[0]
+    module = model.module()
+    attention = module.layers[0].attention
+    if attribute == "fixed":
+        heads = attention.heads
+        attention.qkv.weight.data *= 10  # so that it matters which columns belong together
+        attention.register_forward_pre_hook(lambda self, _: setattr(self, "heads", heads))
+        value, attribute = heads, "heads"
+    elif attribute == "heads":
+        attention.forward = lambda x: attention.out(attention.qkv(x)[..., :32])
+    setattr(attention, attribute, value)
+    network = PrunableNetwork(module, lambda m: m(*inputs))
+    found = {left.name: left.reason for left in network.left}
+    assert any(reason in text for text in found.values()), found
+    assert "layers.1.attention" in {group.name for group in network.groups}
+
+
+def test_taylor_keeps_the_channels_that_the_loss_needs(tmp_path):
+    trained = trained_file(CNN_FILE, tmp_path)
+    inputs = trained.torch_args(trained.example(2))[0]
+    network = PrunableNetwork(trained.module(), lambda m: m(*inputs))
+    data, objective = TrainingData(trained), Objective(trained)
+    group = network.group("blocks.0.conv1")
+    mass = taylor_mass(network.module, data, objective)
+    scores = unit_scores(network, group, "taylor", mass)
+    assert scores.shape == (1, 16)
+    assert float(scores.mean()) == pytest.approx(1)
+    losses = {}
+    for name, order in (("least", scores.argsort()[0]), ("most", scores.argsort(descending=True)[0])):
+        twin = network.copy()
+        twin.remove(twin.group(group.name), [order[:8].tolist()])
+        losses[name] = sum(objective.loss(twin.module(x), y).item() for x, y in data.held_out)
+    assert losses["least"] < losses["most"]
+
+
+def test_l2_removes_the_smallest_filters(tmp_path):
+    model = open_text(tmp_path, CNN_FILE)
+    inputs = model.torch_args(model.example(2))[0]
+    network = PrunableNetwork(model.module(), lambda m: m(*inputs))
+    group = network.group("blocks.0.conv1")
+    norms = network.module.blocks[0].conv1.weight.detach().flatten(1).norm(dim=1)
+    kept = norms.sort(descending=True).values[:12]
+    network.remove_least(group, unit_scores(network, group, "l2", squares), 4)
+    now = network.module.blocks[0].conv1.weight.detach().flatten(1).norm(dim=1)
+    assert torch.allclose(now.sort(descending=True).values, kept)
+    assert network.module.blocks[0].bn1.num_features == network.module.blocks[0].conv2.in_channels == 12
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_search_meets_its_budget_and_no_more(scope, tmp_path):
+    model = open_text(tmp_path, CNN_FILE)
+    inputs = model.torch_args(model.example(2))[0]
+    network = PrunableNetwork(model.module(), lambda m: m(*inputs))
+    scores = {group.name: unit_scores(network, group, "l2", squares) for group in network.groups}
+
+    def cost(module):
+        return sum(p.numel() for p in module.parameters())
+
+    budget = 0.5 * cost(network.module)
+    widths_of = lambda strength: widths_at(strength, network.groups, scores, scope, 1)  # noqa: E731
+    _, widths = search(network, budget, cost, widths_of, scores)
+    shrink(network, widths, scores)
+    assert 0.4 * 2 * budget < cost(network.module) <= budget
+    with pytest.raises(CannotPrune, match="budget"):
+        search(network, 1, cost, lambda s: widths_at(s, network.groups, scores, "layer", 1), scores)
+
+
+def test_widths_are_rounded_to_multiples(tmp_path):
+    model = open_text(tmp_path, CNN_FILE)
+    inputs = model.torch_args(model.example(2))[0]
+    group = PrunableNetwork(model.module(), lambda m: m(*inputs)).groups[0]
+    assert [rounded(keep, group, 4) for keep in (0.1, 5.9, 6.1, 15.9, 40)] == [4, 4, 8, 16, 16]
+    assert rounded(3.2, group, 32) == 3  # narrower than one multiple: as asked
+
+
+def test_the_sensitivity_scan_is_recorded_and_used(tmp_path):
+    model = trained_file(CNN_FILE, tmp_path)
+    asked = PruneStructured(keep_macs=0.5, scope="sensitivity", round_to=2, fine_tune_epochs=0, precision="float32")
+    _, files, _ = run(prune_structured, model, tmp_path, asked)
+    scanned = json.loads(files.files[1].read_text())
+    assert json.loads(files.changed.figures["sensitivity"]) == scanned
+    assert files.deployed == [files.files[0]]
+    assert {layer["name"] for layer in scanned["layers"]} >= {"blocks.0.conv1", "blocks.1.conv1"}
+    assert all(len(layer["accuracy"]) == len(scanned["ratios"]) for layer in scanned["layers"])
+    assert scanned["accuracy"] > 0.5
+    assert files.macs <= 0.5 * files.changed.figures["macs_before"]
+
+
+def test_a_variant_pins_what_the_search_found(tmp_path):
+    model = open_text(tmp_path, CNN_FILE)
+    asked = PruneStructured(keep_parameters=0.6, scope="global", round_to=2, fine_tune_epochs=0)
+    _, files, _ = run(prune_structured, model, tmp_path, asked)
+    again = msgspec.convert(files.parameters | {"type": "prune-structured"}, PruneStructured)
+    assert again.keep_parameters is None
+    assert again.widths
+    _, remade, _ = run(prune_structured, model, tmp_path, again)
+    assert remade.changed.figures["widths"] == files.changed.figures["widths"]
+
+
+def test_a_stopped_job_goes_on_in_its_cycle(tmp_path):
+    model = open_text(tmp_path, CNN_FILE)
+    asked = PruneStructured(ratio=0.5, round_to=2, cycles=2, fine_tune_epochs=4, precision="float32", distillation=0)
+    job, first = make_job(model, tmp_path)
+    send = job.send
+
+    def cancel_in_the_second_cycle(message):
+        send(message)
+        if isinstance(message, Progressed) and "fine-tuning 2 of 2: step 5" in message.message:
+            job.cancel()
+
+    job.send = cancel_in_the_second_cycle
+    source = baseline(model, tmp_path)
+    with pytest.raises(JobCancelled):
+        prune_structured(source, asked, job)
+    assert list((tmp_path / "checkpoints").iterdir())
+
+    job, second = make_job(model, tmp_path)
+    (files,) = prune_structured(source, asked, job)
+    steps = [m.done for m in second if isinstance(m, Progressed) and "fine-tuning" in m.message]
+    assert steps[0] > points(first, "accuracy")[0][0]
+    assert points(second, "accuracy")[: len(points(first, "accuracy"))] == points(first, "accuracy")
+    assert not list((tmp_path / "checkpoints").iterdir())
+    module = adopted(model, tmp_path, files).module()
+    assert module.blocks[0].conv1.out_channels == 8
+
+
+def test_nothing_removed_is_refused(tmp_path):
+    model = open_text(tmp_path, CNN_FILE)
+    job, _ = make_job(model, tmp_path)
+    with pytest.raises(Refusal, match="nothing was removed"):
+        prune_structured(baseline(model, tmp_path), PruneStructured(ratio=0.05, fine_tune_epochs=0), job)
+
+
+def test_training_data_is_asked_for_only_where_it_is_needed(tmp_path):
+    info = open_text(tmp_path, CNN_FILE.replace("def train_data", "def other_data")).info()
+    assert "train_data" in refuse_structured(None, info, hardware(), PruneStructured())
+    assert refuse_structured(None, info, hardware(), PruneStructured(fine_tune_epochs=0)) is None
+    assert "scan" in refuse_structured(None, info, hardware(), PruneStructured(fine_tune_epochs=0, scan=True))
+    two = PruneStructured(keep_macs=0.5, keep_latency=0.5)
+    assert "only one" in refuse_structured(None, info, hardware(), two)
+
+
+def test_pruning_without_any_training_data_works(tmp_path):
+    model = open_text(tmp_path, CNN_FILE.replace("def train_data", "def other_data"))
+    _, files, _ = run(prune_structured, model, tmp_path, PruneStructured(fine_tune_epochs=0))
+    assert files.changed.figures["held_out_accuracy"] is None
+    assert files.macs < files.changed.figures["macs_before"]
+
+
+# --- unstructured -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_zeros_survive_fine_tuning_and_are_reported(family, scope, tmp_path):
+    model = open_text(tmp_path, FAMILIES[family])
+    asked = PruneUnstructured(sparsity=0.5, scope=scope, fine_tune_epochs=1, precision="float32")
+    variant, files, _ = run(prune_unstructured, model, tmp_path, asked)
+    before, after = model.module(), variant.module()
+    weights = list(files.changed.touched)
+    zeros = sum(int((after.get_parameter(name) == 0).sum()) for name in weights)
+    total = sum(after.get_parameter(name).numel() for name in weights)
+    assert zeros / total == pytest.approx(0.5, abs=0.01)
+    assert files.changed.figures["sparsity"] == pytest.approx(zeros / total, abs=1e-4)
+    assert files.changed.figures["compressed_bytes"] < 0.8 * files.changed.figures["compressed_bytes_before"]
+    assert "neither latency" in files.changed.summary
+    moved = [name for name in weights if not torch.equal(before.get_parameter(name), after.get_parameter(name))]
+    assert moved == weights
+
+
+def test_layer_scope_zeroes_the_same_share_everywhere_and_global_does_not():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40), nn.Conv2d(4, 8, 3))
+    module[1].weight.data *= 10
+    each, _ = magnitude_masks(module, 0.3, False, [])
+    together, _ = magnitude_masks(module, 0.3, True, [])
+    assert [float((~mask).float().mean()) for mask in each.values()] == pytest.approx([0.3] * 3, abs=0.01)
+    assert float((~together["1.weight"]).float().mean()) < 0.15 < 0.3 < float((~together["0.weight"]).float().mean())
+    smallest = module[0].weight.abs().flatten().sort().values[479]
+    assert torch.equal(each["0.weight"], module[0].weight.abs() > smallest)
+
+
+def test_two_of_four_zeroes_the_smaller_two_along_the_inputs():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(8, 6, 3), nn.Linear(12, 5), nn.Linear(5, 3))
+    before = module[1].weight.detach().abs().reshape(-1, 4)
+    masks, left = two_of_four_masks(module, [])
+    assert [item.name for item in left] == ["2.weight"]
+    apply_masks(module, masks)
+    for weight in (module[0].weight.movedim(1, -1), module[1].weight):
+        fours = weight.reshape(-1, 4)
+        assert ((fours == 0).sum(1) == 2).all()
+    kept = masks["1.weight"].reshape(-1, 4)
+    assert (before[kept].reshape(-1, 2).min(1).values >= before[~kept].reshape(-1, 2).max(1).values).all()
