@@ -209,15 +209,10 @@ def _merge(samples: Sequence[TelemetrySample], choose: Callable[..., Any], momen
     )
 
 
-_GPU_FIGURES = (
-    "utilisation",
-    "memory_used_bytes",
-    "memory_total_bytes",
-    "power_w",
-    "temperature_c",
-    "sm_clock_mhz",
-    "memory_clock_mhz",
+_GPU_FIGURES = tuple(
+    field for field in GpuSample.__struct_fields__ if field not in ("index", "throttle", "processes", "status")
 )
+"""Everything of a GPU that is a number."""
 
 _encode = msgspec.msgpack.Encoder().encode
 

@@ -292,6 +292,8 @@ class Session:
     def record_telemetry(self, sample: TelemetrySample) -> None:
         """Keep a sample of the hardware. Never raises: on a full disk it is dropped."""
         self.history.add_sample(sample)
+        if self.history.trouble:
+            self.notice(self.history.trouble)
 
     def telemetry(self, since: float, limit: int = 600) -> list[TelemetrySample]:
         """Samples since a time (seconds since the epoch), at most `limit`, thinned so that peaks and dips stay."""

@@ -35,7 +35,7 @@ def recipe_for(
     names = step_names(line)
     source, options = session.model.source, session.options
     target = next((_target(v) for v in reversed(line)), options.target)
-    made = clean_text(", ".join(variant.name for variant in variants), 200)
+    made = clean_text(", ".join(v.name for v in variants if v.parent) or "the baseline", 200)
     header = [
         f"# Makes {made} again: trimtab run <this file>",
         f"# Written by Trimtab {__version__} on {datetime.date.today().isoformat()}.",

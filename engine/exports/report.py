@@ -163,8 +163,8 @@ def _condition(latency: Latency) -> str:
     if where.threads is not None:
         facts.append(f"{where.threads} threads")
     facts += [f"{name} {version}" for name, version in sorted(where.versions.items())]
-    facts += list(where.notes)
-    return markdown_cell(clean_text(", ".join(facts), 1000), 1000)
+    text = ", ".join(facts) + (f" ({' '.join(where.notes)})" if where.notes else "")
+    return markdown_cell(clean_text(text, 1000), 1000)
 
 
 def _again(session: Session) -> str:

@@ -104,7 +104,12 @@ def as_markdown(content: dict[str, Any], *, steps: bool) -> str:
     parts = []
     if content.get("error"):
         parts.append(f"{markdown_cell(content['error'])}\n")
-    notable = [step for step in content["steps"] if step["status"] != "succeeded"] if steps else []
+    # Steps that share the run's own fate need no line each.
+    notable = [
+        step
+        for step in content["steps"]
+        if steps and step["status"] != "succeeded" and step["reason"] != content.get("error")
+    ]
     if notable:
         parts.append("".join(f"{_step_line(step)}\n" for step in notable))
     if content["variants"]:
