@@ -128,9 +128,10 @@ def graph_shapes(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> Shape
 def probed_shapes(path: Path, inputs: dict[str, np.ndarray], names: tuple[str, ...]) -> Shapes:
     """Shapes that inference does not find, seen by running the unoptimised graph once with these tensors as outputs."""
     model = onnx.load(path, load_external_data=False)
-    made = {name for node in model.graph.node for name in node.output} - {value.name for value in model.graph.output}
+    made = {name for node in model.graph.node for name in node.output}
+    given = {value.name for value in model.graph.output}
     wanted = [name for name in dict.fromkeys(names) if name in made]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in given)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
