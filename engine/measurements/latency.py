@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import torch
 
-from ..context import JobContext, LoadedVariant
+from ..context import JobCancelled, JobContext, LoadedVariant
 from ..models import Arrays, ModelError
 from ..protocol import Latency, Ratio
 from ..runtimes import RUNTIMES, Runner, RuntimeUnavailable, load
@@ -172,7 +172,7 @@ def _bound(name: str, runner: Runner, inputs: Arrays, variant: LoadedVariant, si
     try:
         call: Callable[[], object] = runner.bind(inputs)
         call()
-    except (ModelError, torch.OutOfMemoryError, MemoryError):
+    except (ModelError, JobCancelled, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
         text = " ".join(str(error).split())[:300]

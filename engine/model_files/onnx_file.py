@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from ..measurements.complexity import file_macs
+from ..complexity import file_macs
 from ..models import BATCH, Arrays, Model, ModelError, batch_axis
 from ..protocol import LayerInfo, ModelSource, TensorSpec, VariantDraft
 from .datasets import Axes, Batch, NpzData, rebatched, rows_of, split

@@ -44,6 +44,8 @@ class PythonModel(TorchModel):
         self.settle_shapes(self._user_example(1), self._user_example(2))
         self.metric = getattr(self.file, "metric", None)
         self.synthetic_data = "test_data" not in self.offers
+        if self.synthetic_data:
+            self.notes = ("There is no test_data(): accuracy is agreement on example inputs.",)
         self._labelled: bool | None = None
 
     @property

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 
-from ..measurements.complexity import count_macs, module_operators
+from ..complexity import count_macs, module_operators
 from ..models import BATCH, Arrays, Model, ModelError, file_sha256
 from ..protocol import LayerInfo, TensorSpec, VariantDraft
 from .datasets import Axes

@@ -8,7 +8,7 @@ import time
 import torch
 from torch import nn
 
-from ..measurements.complexity import count_macs
+from ..complexity import count_macs
 from ..models import Model
 from .network import Call
 

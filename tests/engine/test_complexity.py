@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from opened_models import linear_graph, save_graph
 from torch import nn
 
-from engine.measurements.complexity import count_macs, file_macs, module_operators
+from engine.complexity import count_macs, file_macs, module_operators
 
 FLOAT = TensorProto.FLOAT
 
