@@ -1,0 +1,135 @@
+"""How much the batcher and the load generator cost, and whether they tell the truth.
+
+    python tests/benchmarks/bench_batching.py
+
+1. The batcher behind asyncio and a null model: at least 100,000 requests/s are asked of it.
+2. Generator and batcher without asyncio: at least 50,000 requests/s.
+3. What a request costs an idle batcher (batch 1, nobody else): the added latency.
+4. Without batching the mean wait against M/G/1, and Little's law, on a model that sleeps.
+5. Batched throughput at saturation against the same model called with full batches in a plain loop.
+
+CPU time a request stands beside each rate: on a busy machine it is the figure to compare. The threads share one
+interpreter, so the best to expect is one core's worth: 1 / (CPU time a request).
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from engine.batch_executor import Arrays
+from engine.batching import BatchPolicy, DynamicBatcher
+from engine.measurements.load import Load
+from engine.measurements.load_generator import BatcherTarget, LoadGenerator, Record
+from engine.measurements.load_summary import LoadSummary, summarise
+
+SECONDS = 3.0
+ROW: Arrays = {"input": np.zeros((1, 16), np.float32)}
+
+
+def null(inputs: Arrays) -> Arrays:
+    return {"output": inputs["input"]}
+
+
+def sleeping(fixed: float, per_row: float = 0.0) -> Callable[[Arrays], Arrays]:
+    def run(inputs: Arrays) -> Arrays:
+        time.sleep(fixed + per_row * len(inputs["input"]))
+        return null(inputs)
+
+    return run
+
+
+def load_test(
+    run: Callable[[Arrays], Arrays], policy: BatchPolicy, load: Load
+) -> tuple[LoadSummary, Record, float, BatcherTarget]:
+    """The summary, the record, CPU seconds a request, the target."""
+    target = BatcherTarget(run, policy)
+    generator = LoadGenerator(target, [ROW], load)
+    cpu = time.process_time()
+    record = generator.run()
+    cpu = time.process_time() - cpu
+    return summarise(record, load, generator.sending_ended), record, cpu / record.count, target
+
+
+async def asyncio_callers(callers: int, seconds: float) -> None:
+    calls = 0
+    async with DynamicBatcher(null, BatchPolicy(max_batch_size=32, max_wait_ms=2)) as batcher:
+        stop = time.monotonic() + seconds
+
+        async def caller() -> None:
+            nonlocal calls
+            while time.monotonic() < stop:
+                await batcher.predict(ROW)
+                calls += 1
+
+        cpu, start = time.process_time(), time.monotonic()
+        await asyncio.gather(*(caller() for _ in range(callers)))
+        elapsed, cpu = time.monotonic() - start, time.process_time() - cpu
+        totals = batcher.statistics.totals()
+    print(
+        f"   {callers:4d} callers: {calls / elapsed:9,.0f} requests/s, {cpu / calls * 1e6:5.1f} µs of CPU each,"
+        f" mean batch {totals.rows / totals.runs:.1f}"
+    )
+
+
+def show(label: str, summary: LoadSummary, cpu: float) -> None:
+    lag = f", lag p99 {summary.lag_ms['p99']:.2f} ms" if summary.lag_ms else ""
+    print(
+        f"   {label}: {summary.achieved_per_s:9,.0f} requests/s, {cpu * 1e6:5.1f} µs of CPU each,"
+        f" p50 {summary.latency_ms['p50'].value:.3f} p99 {summary.latency_ms['p99'].value:.3f} ms{lag}"
+        f"{'' if summary.valid else ' INVALID'}"
+    )
+
+
+def main() -> None:
+    print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    print("1. batcher behind asyncio, null model")
+    for callers in (32, 256, 1024):
+        asyncio.run(asyncio_callers(callers, SECONDS))
+
+    print("2. generator and batcher, null model")
+    policy = BatchPolicy(max_batch_size=32, max_wait_ms=1, max_queue_size=100_000)
+    for load in (
+        Load(rate=50_000, seconds=SECONDS),
+        Load(arrivals="closed", concurrency=256, seconds=SECONDS),
+        Load(arrivals="offline", seconds=SECONDS),
+    ):
+        summary, _, cpu, _ = load_test(null, policy, load)
+        show(f"{summary.scenario:12}", summary, cpu)
+
+    print("3. one request at a time, null model")
+    summary, _, cpu, _ = load_test(null, policy, Load(arrivals="closed", seconds=SECONDS))
+    show("SingleStream", summary, cpu)
+    summary, _, cpu, _ = load_test(null, policy, Load(rate=100, seconds=SECONDS))
+    show("Server 100/s", summary, cpu)
+
+    print("4. theory: a model that sleeps 2 ms, no batching, load 0.55")
+    alone = BatchPolicy(max_batch_size=1, max_wait_ms=0)
+    summary, record, _, target = load_test(sleeping(0.002), alone, Load(rate=250, seconds=10 * SECONDS))
+    used = slice(0, record.count)
+    sent, service = record.sent[used], (record.computed - record.taken)[used]
+    rate = record.count / summary.seconds
+    expected = rate * (service**2).mean() / (2 * (1 - rate * service.mean()))
+    waited = (record.taken[used] - sent).mean()
+    inside = target.executor.statistics.totals().request_seconds
+    law = inside / (record.finished[used] - sent).sum()
+    print(f"   mean wait {waited * 1e3:.3f} ms, M/G/1 says {expected * 1e3:.3f} ms; Little's law L / λW = {law:.4f}")
+
+    print("5. saturation: a model of 1 ms + 0.1 ms a row, batches of 32")
+    model, full = sleeping(0.001, 0.0001), {"input": np.zeros((32, 16), np.float32)}
+    start, runs = time.monotonic(), 0
+    while time.monotonic() - start < SECONDS:
+        model(full)
+        runs += 1
+    plain = runs * 32 / (time.monotonic() - start)
+    batches = BatchPolicy(max_batch_size=32)
+    for load in (Load(arrivals="offline", seconds=SECONDS), Load(rate=2 * plain, seconds=SECONDS)):
+        summary, _, cpu, _ = load_test(model, batches, load)
+        share = summary.achieved_per_s / plain
+        print(f"   {summary.scenario:7}: {summary.achieved_per_s:,.0f} rows/s = {share:.1%} of a plain loop")
+
+
+if __name__ == "__main__":
+    main()

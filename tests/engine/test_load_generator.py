@@ -1,0 +1,340 @@
+"""The load generator: what is sent when, what is recorded, what makes a run invalid."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from gated_models import wait_for
+
+from engine.batch_executor import Arrays, Deliver, clock
+from engine.batch_policy import BatchPolicy, QueueFull
+from engine.batch_queue import COMPLETED, FAILED, Batch, Request
+from engine.measurements.load import Load
+from engine.measurements.load_generator import BatcherTarget, LoadGenerator, Record
+from engine.measurements.load_summary import LoadSummary, summarise
+
+POOL = [{"x": np.full((1, 2), float(value))} for value in range(10)]
+
+
+def double(inputs: Arrays) -> Arrays:
+    return {"y": inputs["x"] * 2}
+
+
+def sleeping(seconds: float) -> Callable[[Arrays], Arrays]:
+    def run(inputs: Arrays) -> Arrays:
+        time.sleep(seconds)
+        return double(inputs)
+
+    return run
+
+
+class Answering:
+    """A target that answers each request at once, in the sender's thread, as the test says."""
+
+    natural_concurrency = 4
+
+    def __init__(self, answer: Callable[[Request], int | None] = lambda request: COMPLETED) -> None:
+        self.seen: list[Request] = []
+        self.inputs: list[Any] = []
+        self._answer = answer
+
+    def open(self, deliver: Deliver) -> None:
+        self._deliver = deliver
+
+    def send(self, request: Request) -> None:
+        self.seen.append(request)
+        self.inputs.append(request.inputs)
+        status = self._answer(request)
+        if status is None:
+            return
+        request.status = status
+        if status == FAILED:
+            request.error = ValueError("no luck")
+        request.batch = Batch([request], request.rows, clock(), 0)
+        request.batch.started = request.batch.finished = clock()
+        self._deliver([request])
+
+    def close(self) -> None:
+        pass
+
+
+def run(target: Any, load: Load, pool: list[Arrays] = POOL) -> tuple[LoadGenerator, Record, LoadSummary]:
+    generator = LoadGenerator(target, pool, load)
+    record = generator.run()
+    return generator, record, summarise(record, load, generator.sending_ended)
+
+
+def test_an_open_loop_follows_its_schedule_and_counts_from_it() -> None:
+    target = Answering()
+    _, record, summary = run(target, Load(rate=500, seconds=1, seed=4))
+    assert record.count == len(target.seen) == pytest.approx(500, rel=0.3)
+    assert (record.sent[: record.count] >= record.scheduled[: record.count]).all()
+    assert (record.finished[: record.count] >= record.sent[: record.count]).all()
+    assert (np.diff(record.scheduled[: record.count]) >= 0).all()
+    assert summary.scenario == "Server"
+    assert summary.completed == record.count
+    assert summary.offered_per_s == pytest.approx(record.count, rel=0.05)
+    assert summary.batch_sizes == {"1": record.count}
+    assert set(summary.latency_ms) == {"p50", "p90", "p95", "p99", "p999"}
+    assert summary.latency_ms["p50"].low is not None
+    assert summary.latency_ms["p999"].at_most is None  # 500 requests prove nothing about p99.9
+    assert summary.requests_for_p99 == 459
+
+
+def test_requests_are_drawn_from_the_pool_the_same_from_the_same_seed() -> None:
+    def drawn(seed: int) -> list[float]:
+        target = Answering()
+        run(target, Load(arrivals="closed", requests=200, seed=seed))
+        return [inputs["x"][0, 0] for inputs in target.inputs]
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    assert set(drawn(1)) == set(range(10))
+
+
+def test_a_slow_model_can_not_slow_an_open_loop_down() -> None:
+    """The first request blocks for half a second: those after it are sent, and their wait counts."""
+    gate = threading.Event()
+
+    def blocked(inputs: Arrays) -> Arrays:
+        if not gate.is_set():
+            gate.wait(0.5)
+            gate.set()
+        return double(inputs)
+
+    target = BatcherTarget(blocked, BatchPolicy(max_batch_size=4))
+    _, record, summary = run(target, Load(arrivals="constant", rate=100, seconds=1))
+    used = slice(0, record.count)
+    assert summary.offered_per_s == pytest.approx(100, rel=0.05)
+    latency = record.finished[used] - record.scheduled[used]
+    assert latency[:5].min() > 0.4
+    assert latency.max() >= 0.5
+    assert summary.completed == record.count
+
+
+def test_a_closed_loop_never_has_more_under_way_than_callers() -> None:
+    most = 0
+    lock = threading.Lock()
+    inside = 0
+
+    def model(inputs: Arrays) -> Arrays:
+        nonlocal most, inside
+        with lock:
+            inside += len(inputs["x"])
+            most = max(most, inside)
+        time.sleep(0.001)
+        with lock:
+            inside -= len(inputs["x"])
+        return double(inputs)
+
+    target = BatcherTarget(model, BatchPolicy(max_batch_size=2, instances=4, max_wait_ms=0))
+    generator, record, summary = run(target, Load(arrivals="closed", concurrency=5, seconds=5, requests=300))
+    assert summary.completed == record.count == 300
+    assert 2 <= most <= 5
+    assert generator.outstanding == 0
+    assert summary.lag_ms == {}
+    assert summary.valid
+
+
+def test_offline_keeps_the_batches_full() -> None:
+    target = BatcherTarget(sleeping(0.002), BatchPolicy(max_batch_size=8))
+    _, record, summary = run(target, Load(arrivals="offline", seconds=5, requests=800))
+    assert summary.scenario == "Offline"
+    assert summary.completed == record.count == 800
+    assert summary.batch_sizes["8"] >= 0.9 * 100
+
+
+def test_single_stream_is_one_after_the_other() -> None:
+    _, record, summary = run(Answering(), Load(arrivals="closed", requests=50))
+    assert summary.scenario == "SingleStream"
+    assert (record.sent[1:50] >= record.finished[:49]).all()
+
+
+def test_rejections_and_failures_are_counted_and_are_no_latencies() -> None:
+    def answer(request: Request) -> int:
+        if request.tag % 4 == 0:
+            raise QueueFull("full")
+        return FAILED if request.tag % 4 == 1 else COMPLETED
+
+    generator, record, summary = run(Answering(answer), Load(arrivals="closed", requests=100))
+    assert (summary.completed, summary.rejected, summary.failed, summary.unanswered) == (50, 25, 25, 0)
+    assert generator.errors == ["ValueError: no luck"]
+    assert generator.outstanding == 0
+    assert np.isfinite(record.finished[:100]).all()
+
+
+def test_a_run_with_unanswered_requests_is_invalid() -> None:
+    def answer(request: Request) -> int | None:
+        return None if request.tag == 7 else COMPLETED
+
+    load = Load(rate=200, seconds=0.3, drain_seconds=0.1)
+    _, _, summary = run(Answering(answer), load)
+    assert not summary.valid
+    assert summary.unanswered == 1
+    assert "1 requests were never answered" in summary.reasons
+
+
+def test_a_run_whose_generator_fell_behind_is_invalid() -> None:
+    def slow_to_accept(request: Request) -> int:
+        time.sleep(0.01)  # a target that breaks its promise not to block
+        return COMPLETED
+
+    _, _, summary = run(Answering(slow_to_accept), Load(rate=300, seconds=0.5, slo_p99_ms=20))
+    assert not summary.valid
+    assert "fell behind" in summary.reasons[0]
+    assert summary.lag_ms["p99"] > 20
+
+
+def test_a_run_without_an_answer_is_invalid_and_has_no_percentiles() -> None:
+    _, _, summary = run(Answering(lambda request: FAILED), Load(arrivals="closed", requests=20))
+    assert not summary.valid
+    assert summary.reasons == ("no request was completed",)
+    assert summary.latency_ms == {}
+
+
+def test_the_warm_up_counts_for_nothing() -> None:
+    _, record, summary = run(Answering(), Load(arrivals="constant", rate=200, seconds=1, warm_up_seconds=0.5))
+    assert record.count == pytest.approx(199, abs=1)
+    assert summary.completed == pytest.approx(100, abs=2)
+    assert summary.offered_per_s == pytest.approx(200, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("requests", "late_every", "verdict"), [(459, 10_000, "PASS"), (300, 10_000, "UNCLEAR"), (300, 5, "FAIL")]
+)
+def test_the_verdict_on_a_limit_is_a_claim_that_holds(requests: int, late_every: int, verdict: str) -> None:
+    def record_of(count: int) -> Record:
+        record = Record.empty(count)
+        record.count = count
+        times = np.arange(count) * 0.001
+        record.scheduled[:] = record.sent[:] = record.taken[:] = record.started[:] = record.computed[:] = times
+        record.finished[:] = times + np.where(np.arange(count) % late_every == late_every - 1, 0.050, 0.001)
+        record.status[:] = COMPLETED
+        record.rows[:] = record.batch_rows[:] = 1
+        return record
+
+    summary = summarise(record_of(requests), Load(rate=1000, seconds=10, slo_p99_ms=10), 10.0)
+    assert summary.verdict == verdict
+    assert summary.valid
+
+
+def start(generator: LoadGenerator) -> threading.Thread:
+    thread = threading.Thread(target=generator.run)
+    thread.start()
+    wait_for(lambda: generator.record.count > 0)
+    return thread
+
+
+def test_the_rate_changes_during_the_run() -> None:
+    target = Answering()
+    generator = LoadGenerator(target, POOL, Load(arrivals="constant", rate=20, seconds=60))
+    thread = start(generator)
+    generator.set_rate(2000)
+    wait_for(lambda: generator.record.count > 400)
+    generator.stop()
+    thread.join(30)
+    gaps = np.diff(generator.record.scheduled[: generator.record.count])
+    assert gaps[-100:] == pytest.approx(1 / 2000)
+    assert gaps[0] == pytest.approx(1 / 20)
+    assert [mark.text for mark in generator.marks] == ["rate 2000/s"]
+    assert generator.sending_ended < 30
+
+
+def test_the_concurrency_changes_during_the_run() -> None:
+    generator = LoadGenerator(
+        BatcherTarget(sleeping(0.01), BatchPolicy(max_batch_size=32, max_wait_ms=0)),
+        POOL,
+        Load(arrivals="closed", seconds=60),
+    )
+    thread = start(generator)
+    generator.set_concurrency(16)
+    wait_for(lambda: generator.outstanding == 16)
+    with pytest.raises(ValueError, match="no rate"):
+        generator.set_rate(5)
+    generator.stop()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert generator.outstanding == 0  # what was under way when it was stopped got its answer
+    assert generator.record.batch_rows.max() > 8
+
+
+def test_a_pause_sends_nothing_and_puts_the_schedule_off() -> None:
+    generator = LoadGenerator(Answering(), POOL, Load(arrivals="constant", rate=500, seconds=60))
+    thread = start(generator)
+    generator.pause()
+    wait_for(lambda: _still(generator))
+    generator.resume()
+    sent = generator.record.count
+    wait_for(lambda: generator.record.count > sent + 100)
+    generator.stop()
+    thread.join(30)
+    record = generator.record
+    lag = record.sent[: record.count] - record.scheduled[: record.count]
+    assert np.median(lag[-100:]) < 0.05  # those put off are not late
+    assert np.diff(record.scheduled[: record.count]).max() > 0.1
+
+
+def _still(generator: LoadGenerator) -> bool:
+    before = generator.record.count
+    time.sleep(0.12)  # longer than the generator looks away
+    return generator.record.count == before
+
+
+def test_looking_shows_what_happened_since_the_last_look() -> None:
+    generator = LoadGenerator(Answering(), POOL, Load(arrivals="constant", rate=300, seconds=60))
+    thread = start(generator)
+    generator.look()
+    before = generator.record.count
+    wait_for(lambda: generator.record.count > before + 100)
+    figures = generator.look()
+    generator.stop()
+    thread.join(30)
+    assert figures.completed >= 100
+    assert figures.throughput_per_s == pytest.approx(figures.completed / figures.seconds)
+    assert figures.p50_ms is not None
+    assert figures.p99_ms is not None
+    assert figures.p50_ms <= figures.p99_ms
+    assert figures.mean_batch == 1.0
+    rest = generator.look()
+    assert rest.completed + figures.completed <= generator.record.count
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({}, "needs a rate"),
+        ({"rate": -1}, "rate"),
+        ({"rate": 1, "seconds": 0}, "seconds"),
+        ({"rate": 1, "warm_up_seconds": 10}, "warm_up_seconds"),
+        ({"arrivals": "closed", "concurrency": 0}, "concurrency"),
+        ({"arrivals": "replay"}, "trace"),
+        ({"arrivals": "offline", "requests": 0}, "requests"),
+    ],
+)
+def test_a_load_that_makes_no_sense_says_so(wrong: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        Load(**wrong)
+
+
+def test_littles_law_holds() -> None:
+    """The batcher's own count of requests inside, integrated over time, against the recorded sojourns."""
+    target = BatcherTarget(sleeping(0.005), BatchPolicy(max_batch_size=4, max_wait_ms=2))
+    _, record, summary = run(target, Load(rate=300, seconds=2, seed=1))
+    used = slice(0, record.count)
+    assert summary.completed == record.count
+    inside = target.executor.statistics.totals().request_seconds
+    assert inside == pytest.approx((record.finished[used] - record.sent[used]).sum(), rel=0.02)
+
+
+def test_without_batching_requests_wait_as_lindley_says() -> None:
+    """Every request's wait follows from when it and those before it came and how long they took."""
+    target = BatcherTarget(sleeping(0.002), BatchPolicy(max_batch_size=1, max_wait_ms=0))
+    _, record, _ = run(target, Load(rate=250, seconds=3, seed=2))
+    used = slice(0, record.count)
+    sent, taken, done = record.sent[used], record.taken[used], record.computed[used]
+    free = np.maximum(sent, np.concatenate([[0.0], done[:-1]]))
+    waits, predicted = taken - sent, free - sent
+    assert (waits >= predicted - 1e-6).all()
+    assert waits.mean() == pytest.approx(predicted.mean(), rel=0.10, abs=0.0005)
