@@ -14,7 +14,7 @@ What a reader may rely on:
 """
 
 import struct
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, dataclass_transform
 
 import msgspec
 from msgspec import Meta, Struct
@@ -32,6 +32,7 @@ FRAME_HEADER = struct.Struct(">I")
 """A frame is this many bytes of big-endian length, then one msgpack message."""
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True)  # tells type checkers what Struct does at run time
 class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A fact that is kept or sent."""
 
