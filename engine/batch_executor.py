@@ -13,49 +13,18 @@ import time
 from collections.abc import Callable, Sequence
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
+from .batch_arrays import Run, join, split
 from .batch_policy import BatcherClosed, BatchPolicy, DeadlineExceeded, QueueFull, RequestTooLarge
-from .batch_queue import CANCELLED, CLOSED, COMPLETED, EXPIRED, FAILED, FOREVER, REJECTED, Batch, Key, Request
+from .batch_queue import CANCELLED, CLOSED, COMPLETED, EXPIRED, FAILED, FOREVER, REJECTED, Batch, Request
 from .batch_queue import RequestQueue as Queue
 from .batch_statistics import BatchStatistics
-
-Arrays = dict[str, npt.NDArray[np.generic]]
-"""Named tensors; the first axis is the batch."""
-
-Run = Callable[[Arrays], Arrays]
-"""The model."""
 
 Deliver = Callable[[list[Request]], None]
 """Takes requests that have ended. Must be quick and must not raise."""
 
 clock = time.monotonic
 """The batcher's clock, the same as asyncio's on Linux."""
-
-
-def describe(inputs: Arrays) -> tuple[int, Key]:
-    """(rows, key) of a request's inputs. Raises ValueError or TypeError with a sentence if they make none."""
-    if not inputs:
-        raise ValueError("a request needs at least one input")
-    rows = -1
-    key = []
-    for name, array in inputs.items():
-        if not isinstance(array, np.ndarray):
-            raise TypeError(f"input {name!r} must be a numpy array, not {type(array).__name__}")
-        shape = array.shape
-        if not shape:
-            raise ValueError(f"input {name!r} needs a batch axis")
-        if rows != shape[0]:
-            if rows >= 0:
-                raise ValueError(f"input {name!r} has {shape[0]} rows, another input has {rows}")
-            rows = shape[0]
-        key.append((name, array.dtype, shape[1:]))
-    if rows < 1:
-        raise ValueError("a request needs at least one row")
-    if len(key) > 1:
-        key.sort(key=lambda part: part[0])
-    return rows, tuple(key)
 
 
 class BatchExecutor:
@@ -373,11 +342,11 @@ class _Instance:
         runs.append(batch)
         waited.append(len(requests) * batch.taken - sum([request.arrival for request in requests]))
         try:
-            inputs = _join(requests)
+            inputs = join(requests)
             batch.started = clock()
             outputs = self._run(inputs)
             batch.finished = clock()
-            _split(outputs, requests, batch)
+            split(outputs, requests, batch)
         except Exception as error:
             batch.started = batch.started or clock()
             batch.finished = batch.finished or clock()
@@ -392,34 +361,6 @@ class _Instance:
                 again = Batch(half, rows, clock(), batch.depth)
                 again.instance = batch.instance
                 self._attempt(again, runs, waited)
-
-
-def _join(requests: list[Request]) -> Arrays:
-    first = requests[0].inputs
-    assert first is not None
-    if len(requests) == 1:
-        return first
-    return {name: np.concatenate([request.inputs[name] for request in requests]) for name in first}  # type: ignore[index]
-
-
-def _split(outputs: Arrays, requests: list[Request], batch: Batch) -> None:
-    """Give each request its rows. Raises ValueError if there are not as many rows as went in."""
-    if not isinstance(outputs, dict) or not outputs:
-        raise TypeError(f"the model must return a dictionary of arrays, not {type(outputs).__name__}")
-    for name, array in outputs.items():
-        shape = getattr(array, "shape", None)
-        if not shape or shape[0] != batch.rows:
-            found = "no batch axis" if not shape else f"{shape[0]} rows"
-            raise ValueError(f"the model's output {name!r} has {found} for a batch of {batch.rows} rows")
-    named = list(outputs.items())
-    row = 0
-    for request in requests:
-        until = row + request.rows
-        request.outputs = {name: array[row:until] for name, array in named}
-        request.inputs = None
-        request.batch = batch
-        request.status = COMPLETED
-        row = until
 
 
 def _fail(request: Request, error: BaseException) -> None:

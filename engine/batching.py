@@ -16,7 +16,8 @@ What a caller may rely on:
 - While every instance is busy the next batch grows; an idle one waits only as the policy says.
 
 How it works, from the inside out: `batch_queue` decides which requests go next and when, `batch_executor` holds
-the threads that take batches and run them, `batch_statistics` counts, and this file is the door for asyncio.
+the threads that take batches and run them, `batch_arrays` joins and splits, `batch_statistics` counts, and this
+file is the door for asyncio.
 """
 
 import asyncio
@@ -25,7 +26,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from .batch_executor import Arrays, BatchExecutor, Run, clock, describe
+from .batch_arrays import Arrays, Run, describe
+from .batch_executor import BatchExecutor, clock
 from .batch_policy import (
     BatcherClosed,
     BatchPolicy,

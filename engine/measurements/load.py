@@ -19,6 +19,9 @@ class Load(Struct, frozen=True, kw_only=True, omit_defaults=True):
     rate: float | None = None
     """Requests a second, for an open loop. A replay without it keeps the trace's own."""
     concurrency: int = 1
+    """Callers of a closed loop."""
+    samples_per_request: int = 1
+    """Entries of the pool that make one request; MLPerf's MultiStream has eight."""
     warm_up_seconds: float = 0.0
     """Requests scheduled before are sent but count for nothing."""
     requests: int | None = None
@@ -47,14 +50,19 @@ class Load(Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.arrivals == "offline":
             return "Offline"
         if self.arrivals == "closed" and self.concurrency == 1:
-            return "SingleStream"
+            return "SingleStream" if self.samples_per_request == 1 else "MultiStream"
         return {"closed": "closed loop", "constant": "constant rate"}.get(self.arrivals, self.arrivals)
 
     def __post_init__(self) -> None:
         for name, value in (("seconds", self.seconds), ("rate", self.rate), ("timeout_ms", self.timeout_ms)):
             if value is not None and not 0 < value < 1e9:
                 raise ValueError(f"{name} must be above 0, not {value}")
-        for name, count in (("concurrency", self.concurrency), ("burst_size", self.burst_size)):
+        counts = {
+            "concurrency": self.concurrency,
+            "burst_size": self.burst_size,
+            "samples_per_request": self.samples_per_request,
+        }
+        for name, count in counts.items():
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, not {count}")
         if not 0 <= self.warm_up_seconds < self.seconds:

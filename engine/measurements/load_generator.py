@@ -4,8 +4,8 @@ An open loop follows a schedule made beforehand: the generator sleeps until the 
 that is due by then, and never waits for an answer, so a slow model can not slow the load down (no coordinated
 omission). Its own lag (scheduled to sent) is recorded with each request and is part of its latency.
 
-Figures go into arrays, not objects: 65 bytes a request. Times are seconds since the start of the run. `run` blocks
-its thread; the other methods may be called from any thread meanwhile and show within one batch or 50 ms.
+Times are seconds since the start of the run. `run` blocks its thread; the other methods may be called from any
+thread meanwhile and show within one batch or 50 ms.
 """
 
 import ctypes
@@ -14,17 +14,20 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from ..batch_executor import Arrays, BatchExecutor, Deliver, Run, clock, describe
-from ..batch_policy import BatchPolicy, Rejected
-from ..batch_queue import COMPLETED, FOREVER, REJECTED, Request
+from ..batch_arrays import Arrays, describe
+from ..batch_executor import clock
+from ..batch_policy import Rejected
+from ..batch_queue import FOREVER, REJECTED, Key, Request
 from .arrivals import Schedule
 from .load import Load
+from .load_record import LiveFigures, Mark, Record, look_at
+from .load_target import Target
+
+Drawable = tuple[Arrays, int, Key]
+"""Inputs of one request, their rows, and what they can share a batch with."""
 
 LONGEST_SLEEP = 0.05
 """Seconds after which the generator looks for commands whatever is due."""
@@ -38,114 +41,6 @@ ERRORS_KEPT = 5
 SWITCH_SECONDS = 0.0005
 """How long another thread may keep the interpreter from the generator during a run; Python's 5 ms would be its lag."""
 
-Floats = npt.NDArray[np.float64]
-
-
-class Target(Protocol):
-    """What a load is sent to."""
-
-    def open(self, deliver: Deliver) -> None:
-        """Be ready. `deliver` takes every accepted request back once, from any thread."""
-
-    def send(self, request: Request) -> None:
-        """Must not block. Raises `Rejected` for a request that is not accepted."""
-
-    def close(self) -> None:
-        """Answer what can be answered at once, and end."""
-
-    @property
-    def natural_concurrency(self) -> int:
-        """How many requests keep it busy all the time."""
-
-
-class BatcherTarget:
-    """A model behind the dynamic batcher, in this process."""
-
-    executor: BatchExecutor
-
-    def __init__(self, run: Run | Sequence[Run], policy: BatchPolicy) -> None:
-        self._run = run
-        self._policy = policy
-
-    def open(self, deliver: Deliver) -> None:
-        self.executor = BatchExecutor(self._run, self._policy, deliver)
-
-    def send(self, request: Request) -> None:
-        self.executor.submit(request)
-
-    def close(self) -> None:
-        self.executor.close(drain=False)
-        self.executor.join(timeout=5.0)
-
-    @property
-    def natural_concurrency(self) -> int:
-        policy = self.executor.policy
-        return min(4 * policy.max_batch_size * policy.instances, policy.max_queue_size)
-
-
-@dataclass(slots=True)
-class Record:
-    """Every request of a run, by number. `count` of each array are used; a time that did not come is NaN."""
-
-    count: int
-    scheduled: Floats
-    """When it should have been sent; in a closed loop, when it was."""
-    sent: Floats
-    taken: Floats
-    """When an instance was free for it."""
-    started: Floats
-    """When the model was called with it."""
-    computed: Floats
-    """When the model returned."""
-    finished: Floats
-    """When its caller had the answer (or the refusal)."""
-    batch_rows: npt.NDArray[np.int32]
-    rows: npt.NDArray[np.int32]
-    status: npt.NDArray[np.int8]
-    """See `batch_queue.STATUS_NAMES`; 0 was never answered."""
-
-    @classmethod
-    def empty(cls, capacity: int) -> "Record":
-        def times() -> Floats:
-            return np.full(capacity, np.nan)
-
-        def sizes() -> npt.NDArray[np.int32]:
-            return np.zeros(capacity, np.int32)
-
-        status = np.zeros(capacity, np.int8)
-        return cls(0, times(), times(), times(), times(), times(), times(), sizes(), sizes(), status)
-
-    def grow(self, capacity: int) -> None:
-        more = Record.empty(capacity - len(self.sent))
-        for name in self.__slots__:
-            if name != "count":
-                setattr(self, name, np.concatenate([getattr(self, name), getattr(more, name)]))
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """Something that was changed in the middle of a run."""
-
-    time: float
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class LiveFigures:
-    """What happened since the last look. Latencies in milliseconds; None without answers."""
-
-    time: float
-    seconds: float
-    sent: int
-    completed: int
-    rejected: int
-    failed: int
-    throughput_per_s: float
-    p50_ms: float | None
-    p99_ms: float | None
-    outstanding: int
-    mean_batch: float | None
-
 
 class LoadGenerator:
     """One run of one load. `pool`: inputs to draw requests from, {name: (n, …)} each, in seeded random order."""
@@ -157,8 +52,8 @@ class LoadGenerator:
         self.marks: list[Mark] = []
         self.errors: list[str] = []
         self._target = target
-        self._pool = [(inputs, *describe(inputs)) for inputs in pool]
         self._random = np.random.Generator(np.random.PCG64([load.seed, 1]))
+        self._pool = _stack([(inputs, *describe(inputs)) for inputs in pool], load.samples_per_request, self._random)
         self._schedule = self._make_schedule()
         planned = len(self._schedule.times) if self._schedule else 65_536
         self.record = Record.empty(max(planned, 1))
@@ -223,30 +118,11 @@ class LoadGenerator:
     def look(self) -> LiveFigures:
         """What happened since the last look (one caller)."""
         with self._lock:
-            record, settled, sent, now = self.record, self._settled, self.record.count, self._now()
+            settled, sent, now = self._settled, self.record.count, self._now()
             past_settled, past_sent, past = self._looked
             self._looked = settled, sent, now
             numbers = self._order[past_settled:settled]
-            status = record.status[numbers]
-            done = numbers[status == COMPLETED]
-            latency = (record.finished[done] - record.scheduled[done]) * 1e3
-            batch_rows, rows = record.batch_rows[done], record.rows[done]
-            outstanding = sent - settled
-        seconds = max(now - past, 1e-9)
-        runs = float((rows / np.maximum(batch_rows, 1)).sum())
-        return LiveFigures(
-            time=now,
-            seconds=seconds,
-            sent=sent - past_sent,
-            completed=len(done),
-            rejected=int((status == REJECTED).sum()),
-            failed=int(((status > COMPLETED) & (status != REJECTED)).sum()),
-            throughput_per_s=len(done) / seconds,
-            p50_ms=float(np.quantile(latency, 0.5)) if len(done) else None,
-            p99_ms=float(np.quantile(latency, 0.99)) if len(done) else None,
-            outstanding=outstanding,
-            mean_batch=float(rows.sum()) / runs if len(done) else None,
-        )
+            return look_at(self.record, numbers, sent - past_sent, sent - settled, past, now)
 
     # --- the run -----------------------------------------------------------------------------------
 
@@ -397,6 +273,19 @@ class LoadGenerator:
         sentence = f"{type(error).__name__}: {error}"
         if len(self.errors) < ERRORS_KEPT and sentence not in self.errors:
             self.errors.append(sentence)
+
+
+def _stack(pool: list[Drawable], samples: int, random: np.random.Generator) -> list[Drawable]:
+    """Requests of several samples: each entry of the pool with others of its shape."""
+    if samples == 1:
+        return pool
+    stacked: list[Drawable] = []
+    for inputs, _, key in pool:
+        alike = [other for other, _, other_key in pool if other_key == key]
+        chosen = [inputs, *(alike[n] for n in random.integers(len(alike), size=samples - 1))]
+        together = {name: np.concatenate([each[name] for each in chosen]) for name in inputs}
+        stacked.append((together, *describe(together)))
+    return stacked
 
 
 def _set_timer_slack(nanoseconds: int) -> None:

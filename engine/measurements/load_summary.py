@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from ..batch_queue import COMPLETED, REJECTED
 from .load import Load
-from .load_generator import Floats, Record
+from .load_record import Floats, Record
 from .percentiles import CONFIDENCE, late_allowed, quantile, requests_needed
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}

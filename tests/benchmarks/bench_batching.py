@@ -7,6 +7,7 @@
 3. What a request costs an idle batcher (batch 1, nobody else): the added latency.
 4. Without batching the mean wait against M/G/1, and Little's law, on a model that sleeps.
 5. Batched throughput at saturation against the same model called with full batches in a plain loop.
+6. What waiting for company brings and costs: mean latency without it, where it pays, and always.
 
 CPU time a request stands beside each rate: on a busy machine it is the figure to compare. The threads share one
 interpreter, so the best to expect is one core's worth: 1 / (CPU time a request).
@@ -19,11 +20,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from engine.batch_executor import Arrays
+from engine.batch_arrays import Arrays
 from engine.batching import BatchPolicy, DynamicBatcher
 from engine.measurements.load import Load
-from engine.measurements.load_generator import BatcherTarget, LoadGenerator, Record
+from engine.measurements.load_generator import LoadGenerator
+from engine.measurements.load_record import Record
 from engine.measurements.load_summary import LoadSummary, summarise
+from engine.measurements.load_target import BatcherTarget
 
 SECONDS = 3.0
 ROW: Arrays = {"input": np.zeros((1, 16), np.float32)}
@@ -129,6 +132,15 @@ def main() -> None:
         summary, _, cpu, _ = load_test(model, batches, load)
         share = summary.achieved_per_s / plain
         print(f"   {summary.scenario:7}: {summary.achieved_per_s:,.0f} rows/s = {share:.1%} of a plain loop")
+
+    print("6. waiting up to 10 ms: mean latency, a model of 5 ms whatever the batch")
+    for load in (Load(arrivals="closed", concurrency=8, seconds=SECONDS), Load(rate=250, seconds=SECONDS)):
+        means = []
+        for waiting in (BatchPolicy(max_wait_ms=0), BatchPolicy(), BatchPolicy(wait="always")):
+            summary, record, _, _ = load_test(sleeping(0.005), waiting, load)
+            means.append(float(np.nanmean(record.finished - record.scheduled)) * 1e3)
+        never, paying, always = means
+        print(f"   {summary.scenario:11}: never {never:.2f} ms, when it pays {paying:.2f} ms, always {always:.2f} ms")
 
 
 if __name__ == "__main__":

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from gated_models import wait_for
 
-from engine.batch_executor import Arrays, Deliver, clock
+from engine.batch_arrays import Arrays
+from engine.batch_executor import Deliver, clock
 from engine.batch_policy import BatchPolicy, QueueFull
 from engine.batch_queue import COMPLETED, FAILED, Batch, Request
 from engine.measurements.load import Load
-from engine.measurements.load_generator import BatcherTarget, LoadGenerator, Record
+from engine.measurements.load_generator import LoadGenerator
+from engine.measurements.load_record import Record
 from engine.measurements.load_summary import LoadSummary, summarise
+from engine.measurements.load_target import BatcherTarget
 
 POOL = [{"x": np.full((1, 2), float(value))} for value in range(10)]
 
@@ -150,6 +153,15 @@ def test_single_stream_is_one_after_the_other() -> None:
     _, record, summary = run(Answering(), Load(arrivals="closed", requests=50))
     assert summary.scenario == "SingleStream"
     assert (record.sent[1:50] >= record.finished[:49]).all()
+
+
+def test_multi_stream_sends_several_samples_at_once_and_never_mixes_shapes() -> None:
+    target = Answering()
+    pool = [*POOL, {"x": np.ones((1, 3))}]
+    _, _, summary = run(target, Load(arrivals="closed", requests=60, samples_per_request=8), pool)
+    assert summary.scenario == "MultiStream"
+    assert {inputs["x"].shape for inputs in target.inputs} == {(8, 2), (8, 3)}
+    assert len({tuple(inputs["x"][:, 0]) for inputs in target.inputs}) > 3
 
 
 def test_rejections_and_failures_are_counted_and_are_no_latencies() -> None:
