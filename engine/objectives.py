@@ -110,6 +110,11 @@ class Teaching:
             loss = loss + self.feature_weight * self._feature_loss()
         return loss
 
+    @property
+    def cached(self) -> bool:
+        """The teacher was asked only once for every batch."""
+        return self._caching
+
     def close(self) -> None:
         """Take the hooks off the student and the teacher again."""
         for hook in self._hooks:

@@ -114,7 +114,8 @@ def train(
     `after_step` is called after every optimizer step (masks are put back there). `stage` names the checkpoint: two
     stages of one course must have different names.
 
-    Raises JobCancelled, after saving a checkpoint wherever it comes between two steps, and ModelError when the loss stops being a number.
+    Raises JobCancelled, after saving a checkpoint wherever it comes between two steps, and ModelError when the loss
+    stops being a number.
     """
     device = torch.device(course.job.spec.device)
     total = max(1, round(plan.epochs * data.steps))

@@ -1,0 +1,83 @@
+"""Knowledge distillation: a small student learns from the large network's answers, not from the labels alone.
+
+loss = alpha · T² · KL(teacher ‖ student, both softened by the temperature T) + (1 − alpha) · the user's loss
+(Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network"). The student is the user's own
+`student_model()`, or one derived from the teacher: the same network, narrower or shallower, starting from the teacher's
+weights. With alpha = 0 the same student is trained without a teacher, to see what the teacher was worth.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from msgspec import Meta
+
+from ..protocol import Hardware, ModelInfo, Variant
+from . import Needs, Parameters, Refusal, technique
+
+if TYPE_CHECKING:
+    from ..context import JobContext, LoadedVariant, VariantFiles
+
+
+class Distill(Parameters, frozen=True, tag="distill"):
+    """Train a student."""
+
+    temperature: Annotated[
+        float, Meta(gt=0, le=20, description="how soft the teacher's answers are made; higher shows more of its doubts")
+    ] = 3.0
+    alpha: Annotated[
+        float,
+        Meta(ge=0, le=1, description="share of the teacher's answers in the loss; 0: labels alone, 1: teacher alone"),
+    ] = 0.5
+    student: Annotated[
+        Literal["auto", "user", "derived"],
+        Meta(
+            description="the model file's student_model() or one made from the teacher; auto: the user's if there is one"
+        ),
+    ] = "auto"
+    student_width: Annotated[
+        float, Meta(gt=0, le=1, description="for a derived student: share of the teacher's channels, heads and neurons")
+    ] = 0.5
+    student_depth: Annotated[
+        float, Meta(gt=0, le=1, description="for a derived student: share of the blocks in every stack of like blocks")
+    ] = 1.0
+    epochs: Annotated[float, Meta(gt=0, le=10_000, description="passes over the training data")] = 10.0
+    learning_rate: Annotated[float, Meta(gt=0, description="peak learning rate (AdamW)")] = 2e-3
+    weight_decay: Annotated[float, Meta(ge=0, le=1, description="pull of the weights towards zero")] = 0.05
+    feature_weight: Annotated[
+        float, Meta(ge=0, le=100, description="weight of matching the features before the output layer; 0: not matched")
+    ] = 0.0
+    protect: Annotated[
+        list[str], Meta(description="for a derived student: layers to keep as they are, by pattern")
+    ] = []
+    round_to: Annotated[int, Meta(ge=1, le=128, description="for a derived student: widths are multiples of this")] = 8
+    precision: Annotated[Literal["auto", "float32", "bfloat16"], Meta(description="number format of the training")] = (
+        "auto"
+    )
+
+
+def refuse(variant: Variant, model: ModelInfo, hardware: Hardware, parameters: Distill | None) -> str | None:
+    """The user's student was asked for, and there is none."""
+    if parameters is not None and parameters.student == "user" and "student_model" not in model.offers:
+        return "There is no student_model() in the model file: add one, or set student = derived."
+    return None
+
+
+@technique(
+    "Knowledge distillation",
+    group="distillation",
+    parameters=Distill,
+    needs=Needs.PYTORCH | Needs.TRAIN_DATA,
+    complexity="high",
+    expectation="4–10× smaller, 2–5× faster, 1–3 % loss",
+    refuse=refuse,
+)
+def distill(source: LoadedVariant, parameters: Distill, job: JobContext) -> list[VariantFiles]:
+    """Train a smaller student on the labels and on the teacher's answers."""
+    from ..structure.network import CannotPrune
+    from ..structure.teaching import teach
+
+    try:
+        return [teach(source, parameters, job)]
+    except CannotPrune as cannot:
+        raise Refusal(f"No student can be derived from {source.record.name}: {cannot}") from cannot
