@@ -86,5 +86,6 @@ def _summary(figures: dict[str, Any], parameters: Distill) -> str:
     how = f"alpha {parameters.alpha:g}, temperature {parameters.temperature:g}" if parameters.alpha else "no teacher"
     return (
         f"Student ({figures['student']}) with {times:.1f}× fewer parameters, trained with {how}; accuracy on "
-        f"held-out training data {figures['held_out_accuracy']:.2%}, the teacher's {figures['held_out_accuracy_before']:.2%}."
+        f"held-out training data {figures['held_out_accuracy']:.2%}, "
+        f"the teacher's {figures['held_out_accuracy_before']:.2%}."
     )

@@ -32,7 +32,7 @@ class Distill(Parameters, frozen=True, tag="distill"):
     student: Annotated[
         Literal["auto", "user", "derived"],
         Meta(
-            description="the model file's student_model() or one made from the teacher; auto: the user's if there is one"
+            description="student_model() of the model file, or one made from the teacher; auto: the former if it is there"
         ),
     ] = "auto"
     student_width: Annotated[
