@@ -143,18 +143,21 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _conditions(session: Session, variants: Sequence[Variant]) -> str:
-    """Each distinct set of conditions once, with the variants measured under it."""
+    """Each distinct set of conditions once, with the variants measured under it and what disturbed them."""
     groups: dict[str, list[str]] = {}
+    disturbed: list[str] = []
     for variant in variants:
         for one in figures_of(variant, list(session.measurements.values()), session.options).latencies:
             names = groups.setdefault(_condition(one), [])
             if variant.name not in names:
                 names.append(variant.name)
+            if one.conditions.notes:
+                what = f"{clean_text(variant.name, 60)}, {one.conditions.runtime}, batch {one.batch_size}"
+                disturbed.append(f"- {markdown_cell(what)}: {markdown_cell(' '.join(one.conditions.notes))}\n")
     if not groups:
         return "No latency was measured.\n"
-    return "".join(
-        f"- {text}: {', '.join(markdown_cell(name, 60) for name in names)}\n" for text, names in groups.items()
-    )
+    lines = [f"- {text}: {', '.join(markdown_cell(name, 60) for name in names)}\n" for text, names in groups.items()]
+    return "".join([*lines, *(["\nWhat went on beside them:\n\n", *disturbed] if disturbed else [])])
 
 
 def _condition(latency: Latency) -> str:
@@ -163,8 +166,7 @@ def _condition(latency: Latency) -> str:
     if where.threads is not None:
         facts.append(f"{where.threads} threads")
     facts += [f"{name} {version}" for name, version in sorted(where.versions.items())]
-    text = ", ".join(facts) + (f" ({' '.join(where.notes)})" if where.notes else "")
-    return markdown_cell(clean_text(text, 1000), 1000)
+    return markdown_cell(clean_text(", ".join(facts), 1000), 1000)
 
 
 def _again(session: Session) -> str:

@@ -5,7 +5,7 @@ import tomllib
 
 import msgspec
 import pytest
-from session_makers import add_accuracy, add_latency, add_variant, make_model
+from session_makers import CONDITIONS, add_accuracy, add_latency, add_variant, make_model
 
 from engine.exports import export_variants, recipe_text
 from engine.protocol import Left, ModelSource
@@ -116,6 +116,15 @@ def test_the_report_says_what_was_done_on_what_and_how_to_repeat_it(session, tmp
         assert text in report, text
     assert report.index("### 1. onnx") < report.index("### 2. int8")
     assert "other" not in report
+
+
+def test_the_report_says_what_disturbed_a_measurement(session, tmp_path):
+    busy = msgspec.structs.replace(CONDITIONS, notes=("Disturbed: other processes kept 1.5 cores busy meanwhile.",))
+    add_latency(session, session.resolve("int8"), 4.0, created=9.0, conditions=busy)
+    export_variants(session, (session.resolve("int8"),), tmp_path / "out")
+    report = (tmp_path / "out/report.md").read_text()
+    assert report.count("onnxruntime on cpu, processor avx2 vnni") == 1
+    assert "- int8, onnxruntime, batch 8: Disturbed: other processes" in report
 
 
 def test_a_hostile_layer_name_harms_no_file_of_an_export(session, tmp_path):
