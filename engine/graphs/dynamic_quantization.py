@@ -54,7 +54,12 @@ def quantize_dynamically(
     result = Result(model, total_elements=element_count(float_weights(model.graph)))
     pass_ = _Pass(graph, result, seven_bit, per_channel)
     for node in list(graph.proto.node):
-        rewrite = {"MatMul": pass_.matrix_product, "Gemm": pass_.gemm, "LSTM": pass_.lstm}.get(node.op_type)
+        rewrite = {
+            "MatMul": pass_.matrix_product,
+            "Gemm": pass_.gemm,
+            "LSTM": pass_.lstm,
+            "Attention": pass_.packed_attention if node.domain == "com.microsoft" else None,
+        }.get(node.op_type)
         if node.op_type == "Gather" and embeddings:
             rewrite = pass_.embedding
         if rewrite is None:
@@ -83,6 +88,21 @@ def _why_left(node: onnx.NodeProto) -> str | None:
     if node.op_type in WHOLE_GRAPHS and any(True for _ in subgraphs_of(node)):
         return f"the graphs inside {node.op_type} are not quantized"
     return None
+
+
+def quantize_rest(model: onnx.ModelProto, seven_bit: bool, per_channel: bool, excluded: frozenset[str]) -> Result:
+    """Only what no static kernel exists for: LSTM layers and embeddings, in a graph that is quantized statically."""
+    graph = Graph(model)
+    result = Result(model)
+    pass_ = _Pass(graph, result, seven_bit, per_channel)
+    for node in list(graph.proto.node):
+        rewrite = {"LSTM": pass_.lstm, "Gather": pass_.embedding}.get(node.op_type)
+        if rewrite is not None and node.name not in excluded and rewrite(node) is None:
+            result.touched.append(node.name)
+    result.quantized_elements = sum(pass_.quantized.values())
+    graph.reindex()
+    graph.sort()
+    return result
 
 
 class _Pass:
@@ -146,6 +166,35 @@ class _Pass:
         fused.attribute.extend(entry for entry in node.attribute if entry.name != "layout")
         self._replace(node, [fused])
         self.graph.require_opset("com.microsoft", 1)
+        return None
+
+    def packed_attention(self, node: onnx.NodeProto) -> str | None:
+        """ONNX Runtime's Attention holds the weights of q, k and v: take the product out, then quantize that."""
+        weights = self._float_constant(node.input[1])
+        inputs = [*node.input, *[""] * (7 - len(node.input))]
+        if weights is None:
+            return "its weights are computed in the graph"
+        widths = attribute(node, "qkv_hidden_sizes") or [weights.shape[1] // 3] * 3
+        if inputs[4] or len(node.output) > 1 or widths[0] != widths[1] or attribute(node, "do_rotary", 0):
+            return "it keeps a cache or turns its input, which needs the fused float kernel"
+        unique = self.graph.unique
+        packed, parts = unique(f"{node.output[0]}_qkv"), [unique(f"{node.output[0]}_{part}") for part in "qkv"]
+        product = helper.make_node("MatMul", [node.input[0], node.input[1]], [packed], unique(f"{node.name}/qkv"))
+        sizes = self.graph.add_constant(f"{node.name}_sizes", np.array(widths, dtype=np.int64))
+        core = helper.make_node(
+            "MultiHeadAttention",
+            [*parts, "", inputs[3], inputs[5]],
+            list(node.output),
+            node.name,
+            domain="com.microsoft",
+        )
+        kept = ("num_heads", "scale", "unidirectional", "mask_filter_value")
+        core.attribute.extend(entry for entry in node.attribute if entry.name in kept)
+        split = helper.make_node("Split", [packed, sizes], parts, unique(f"{node.name}/Split"), axis=-1)
+        self._replace(node, [product, split, core])
+        # the list holds copies of what was put in: rewrite the product where it now is
+        (placed,) = (item for item in self.graph.proto.node if item.name == product.name)
+        self._product(placed, placed.input[0], placed.input[1], False, 1.0, inputs[2] or None)
         return None
 
     def embedding(self, node: onnx.NodeProto) -> str | None:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from .calibration import Batch, Calibrator, Method, Range
+from .dynamic_quantization import quantize_rest
 from .onnx_graph import Graph, element_count, float_weights
 from .placement import Plan, place
 from .static_quantization import Flavour, Written, write_quantized
@@ -36,6 +37,8 @@ class Settings:
     symmetric: bool = False
     float_bias: bool = False
     bias_correction: bool = True
+    dynamic_rest: bool = False
+    """Quantize LSTM layers and embeddings too, which have no static kernel: their ranges are found while running."""
     exclude: tuple[str, ...] = ()
     threads: int = 0
 
@@ -73,7 +76,7 @@ def quantize_statically(
         plan = place(graph, excluded, settings.symmetric)
         plan.left.update({name: reason for name, reason in reasons.items() if name in plan.left})
         if not plan.anchors:
-            return Result(prepared, [], plan.left, 0, 0.0)
+            return Result(prepared, [], plan.left, 0, 0.0)  # quantize-dynamic does the rest better alone
         missing = [name for name in plan.values if name not in ranges]
         if missing:
             ranges |= calibrator.ranges(
@@ -95,9 +98,14 @@ def quantize_statically(
         reasons |= dict.fromkeys(stuck, "ONNX Runtime does not fuse it, so the pairs around it would only cost")
     plan.left.update({name: reason for name, reason in reasons.items() if name not in plan.anchors})
     touched = [node.name for node in prepared.graph.node if node.name in plan.anchors or node.name in plan.carriers]
-    return Result(
-        written.model, touched, plan.left, len(plan.absorbed), written.quantized_elements / total if total else 0.0
-    )
+    elements = written.quantized_elements
+    if settings.dynamic_rest:
+        rest = quantize_rest(written.model, settings.seven_bit, settings.per_channel, frozenset(settings.exclude))
+        touched += rest.touched
+        elements += rest.quantized_elements
+        for name in rest.touched:
+            plan.left.pop(name, None)
+    return Result(written.model, touched, plan.left, len(plan.absorbed), elements / total if total else 0.0)
 
 
 def _write(

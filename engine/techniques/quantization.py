@@ -51,6 +51,9 @@ class QuantizeStatic(Parameters, frozen=True, tag="quantize-static"):
     bias_correction: Annotated[
         bool, Meta(description="add to each bias the mean error that its layer's rounded weights make")
     ] = True
+    dynamic_rest: Annotated[
+        bool, Meta(description="on CPUs, also quantize what has no static kernel (LSTM, embeddings) dynamically")
+    ] = True
     exclude: Annotated[list[str], Meta(description="names of nodes to leave in float")] = []
     synthetic: Annotated[
         bool, Meta(description="calibrate on made-up inputs when there is no data; accuracy is then not judged")
@@ -170,6 +173,7 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
         symmetric=target.symmetric_activations,
         float_bias=target.device_class == "cuda",
         bias_correction=parameters.bias_correction,
+        dynamic_rest=parameters.dynamic_rest and target.device_class != "cuda",
         exclude=tuple(parameters.exclude),
         threads=job.spec.threads,
     )

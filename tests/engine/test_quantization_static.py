@@ -142,12 +142,22 @@ def test_in_a_transformer_only_products_with_weights_are_quantized(transformer, 
 
 def test_an_lstm_says_what_stays_in_float(tmp_path):
     exported = apply(open_python(tmp_path, RECURRENT.format(kind="LSTM"), ROWS), "export-onnx", tmp_path)
-    changed = apply(exported, "quantize-static", tmp_path).record.changed
+    changed = apply(exported, "quantize-static", tmp_path, dynamic_rest=False).record.changed
     assert [left.reason for left in changed.left] == [
         "LSTM has no statically quantized kernel: use quantize-dynamic"
     ] * 2
     assert changed.figures["quantized_weight_share"] < 0.1
     assert "only a part" in changed.summary
+
+
+def test_what_has_no_static_kernel_is_quantized_dynamically(tmp_path):
+    exported = apply(open_python(tmp_path, RECURRENT.format(kind="LSTM"), ROWS), "export-onnx", tmp_path)
+    quantized = apply(exported, "quantize-static", tmp_path)
+    assert not quantized.record.changed.left
+    assert quantized.record.changed.figures["quantized_weight_share"] > 0.9
+    assert operators(quantized)["DynamicQuantizeLSTM"] == 2
+    assert not quantized.record.portable
+    assert cosine(exported, quantized) > 0.99
 
 
 def test_what_is_quantized_is_not_quantized_again(convolutional, tmp_path):

@@ -1,0 +1,102 @@
+"""Graph optimization: several nodes become one, the answers stay the same.
+
+Every optimiser at hand is tried (`engine/graphs/graph_optimization.py`), checked on real inputs and timed in turns
+with the source; the fastest is kept. Where none is faster than what ONNX Runtime fuses by itself when it loads the
+graph, the job says so and gives no variant.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta
+
+from . import Changed, Needs, Parameters, Refusal, technique
+
+if TYPE_CHECKING:
+    from ..context import JobContext, LoadedVariant, VariantFiles
+
+
+class OptimizeGraph(Parameters, frozen=True, tag="optimize-graph"):
+    """Which optimisers to try."""
+
+    optimiser: Annotated[
+        str, Meta(description="only this one (its name as in the record of an earlier run); empty: try all")
+    ] = ""
+    least_gain: Annotated[
+        float,
+        Meta(ge=0, le=1, description="how much faster than the source a graph must be, as a share, when all are tried"),
+    ] = 0.02
+
+
+@technique(
+    "Graph optimization",
+    group="ONNX conversion",
+    parameters=OptimizeGraph,
+    needs=Needs.ONNX,
+    packages=(("onnxruntime", "pip install 'trimtab[cpu]'"),),
+    expectation="same answers; 1.0–1.4× faster where attention is fused",
+)
+def optimize_graph(source: LoadedVariant, parameters: OptimizeGraph, job: JobContext) -> list[VariantFiles]:
+    """Fuse attention, layer norm, GELU and more with every optimiser at hand; keep the fastest that is right."""
+    from ..context import VariantFiles
+    from ..graphs.graph_optimization import Candidate, candidates, time_in_turns, verify
+    from ..graphs.onnx_graph import is_portable, save_graph
+    from ..graphs.verification import run_graph
+
+    model = job.model
+    sizes = (model.fixed_batch,) if model.fixed_batch else (2, 3)
+    batches = [model.example(size, seed=size) for size in sizes]
+    reference = run_graph(source.path, batches)
+    tried: list[Candidate] = []
+    for candidate in candidates(source.path):
+        job.progress(len(tried), 10, f"trying {candidate.name}")
+        if parameters.optimiser and candidate.name != parameters.optimiser:
+            continue
+        if candidate.model is not None:
+            verify(candidate, reference, batches)
+        tried.append(candidate)
+    if not tried:
+        raise Refusal(f"There is no optimiser {parameters.optimiser!r} for this graph.")
+    good = [candidate for candidate in tried if candidate.model is not None]
+    feeds = [model.example(size) for size in ((model.fixed_batch,) if model.fixed_batch else job.spec.batch_sizes)]
+    ratios = time_in_turns(
+        [source.path, *(candidate.model for candidate in good if candidate.model is not None)],
+        feeds,
+        job.spec.threads,
+        lambda share: job.progress(6 + 3 * share, 10, f"timing {len(good)} graphs in turns"),
+    )
+    for candidate, ratio in zip(good, ratios[1:], strict=True):
+        candidate.ratio = ratio
+    told = "; ".join(candidate.sentence() for candidate in tried)
+    job.log(told)
+    best = max(good, key=lambda candidate: candidate.ratio or 0.0, default=None)
+    # one that was asked for by name is kept at any speed: a recipe that is run again must give the same graph
+    least = 0.0 if parameters.optimiser else 1 + parameters.least_gain
+    if best is None or best.model is None or (best.ratio or 0.0) < least:
+        if parameters.optimiser:
+            raise Refusal(f"{told}.")
+        raise Refusal(f"No optimiser made {source.record.name} faster than ONNX Runtime does by itself. {told}.")
+    files = save_graph(best.model, job.work / "model.onnx")
+    fused = ", ".join(f"{count} {kind}" for kind, count in best.fused.items()) or "nothing by name"
+    return [
+        VariantFiles(
+            format="onnx",
+            files=files,
+            changed=Changed(
+                summary=f"{best.name}: fused {fused}; {best.ratio:.2f}× of the source, answers checked",
+                touched=tuple(node.name for node in best.model.graph.node if node.op_type in best.fused),
+                figures={
+                    "optimiser": best.name,
+                    "nodes": best.nodes,
+                    **{f"fused_{kind}": count for kind, count in best.fused.items()},
+                    **{f"tried: {candidate.name}": candidate.failure or candidate.ratio for candidate in tried},
+                },
+            ),
+            parameters={"optimiser": best.name, "least_gain": parameters.least_gain},
+            parameter_count=source.record.parameter_count,
+            macs=source.record.macs,
+            portable=source.record.portable and is_portable(best.model),
+            target=source.record.target,
+        )
+    ]

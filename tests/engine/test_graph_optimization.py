@@ -1,0 +1,146 @@
+"""Fused graphs: the same answers, attention as one node, and a sentence where nothing is won."""
+
+import numpy as np
+import pytest
+from technique_jobs import TOKENS, TRANSFORMER, apply, cosine, open_python, operators
+
+from engine.graphs.attention_fusion import fuse_attention
+from engine.graphs.graph_optimization import candidates, heads_and_width, time_in_turns, verify
+from engine.graphs.onnx_graph import load_graph
+from engine.graphs.preparation import with_shapes
+from engine.graphs.verification import compare_outputs, run_graph
+from engine.protocol import Logged
+from engine.techniques import Refusal
+
+PACKED = """
+class Net(nn.Module):
+    def __init__(self, width=32, heads=4):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v{bias}).transpose(1, 2).flatten(2))
+"""
+SEQUENCE = "torch.randn(batch_size, 9, 32)"
+
+
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("transformer")
+    return apply(open_python(directory, TRANSFORMER, TOKENS), "export-onnx", directory)
+
+
+@pytest.mark.parametrize("bias", ["", ", torch.linspace(-1, 1, 81).view(1, 1, 9, 9)", ", scale=0.3"])
+def test_attention_over_one_packed_product_becomes_one_node(tmp_path, bias):
+    exported = apply(open_python(tmp_path, PACKED.format(bias=bias), SEQUENCE), "export-onnx", tmp_path)
+    fused, count = fuse_attention(with_shapes(load_graph(exported.path)))
+    assert count == 1
+    kinds = [node.op_type for node in fused.graph.node]
+    assert kinds.count("MultiHeadAttention") == 1
+    assert not {"Softmax", "Transpose"} & set(kinds)
+    batches = [exported.model.example(size, seed=size) for size in (1, 4)]
+    assert compare_outputs(run_graph(exported.path, batches), run_graph(fused, batches)).relative < 1e-5
+
+
+def test_separate_products_are_found_too(transformer):
+    fused, count = fuse_attention(with_shapes(load_graph(transformer.path)))
+    if count:  # torch's encoder layer packs q, k and v in an order of its own, which another optimiser may know
+        batches = [transformer.model.example(3)]
+        assert compare_outputs(run_graph(transformer.path, batches), run_graph(fused, batches)).relative < 1e-5
+
+
+def test_a_softmax_that_is_no_attention_is_left_alone(tmp_path):
+    body = """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+        def forward(self, x):
+            return torch.softmax(self.layer(x), -1)
+    """
+    exported = apply(open_python(tmp_path, body, "torch.randn(batch_size, 8)"), "export-onnx", tmp_path)
+    model = load_graph(exported.path)
+    fused, count = fuse_attention(model)
+    assert count == 0
+    assert fused == model
+
+
+def test_every_candidate_that_is_kept_answers_as_the_source(transformer):
+    batches = [transformer.model.example(3)]
+    reference = run_graph(transformer.path, batches)
+    tried = list(candidates(transformer.path))
+    assert {"onnxruntime", "onnxscript", "attention"} <= {candidate.name for candidate in tried}
+    for candidate in tried:
+        assert (candidate.model is None) == (candidate.failure is not None)
+        if candidate.model is not None:
+            verify(candidate, reference, batches)
+            assert candidate.failure is None, candidate.sentence()
+
+
+def test_a_candidate_with_other_answers_is_dropped(transformer):
+    batches = [transformer.model.example(3)]
+    candidate = next(candidate for candidate in candidates(transformer.path) if candidate.model is not None)
+    wrong = [{name: value + 1 for name, value in outputs.items()} for outputs in run_graph(transformer.path, batches)]
+    verify(candidate, wrong, batches)
+    assert candidate.model is None
+    assert "answers differ" in candidate.failure
+
+
+def test_an_optimiser_asked_for_by_name_gives_its_graph(tmp_path):
+    exported = apply(open_python(tmp_path, PACKED.format(bias=""), SEQUENCE), "export-onnx", tmp_path)
+    optimized = apply(exported, "optimize-graph", tmp_path, optimiser="attention")
+    changed = optimized.record.changed
+    assert changed.figures["optimiser"] == "attention"
+    assert changed.figures["fused_MultiHeadAttention"] == 1
+    assert len(changed.touched) == 1
+    assert not optimized.record.portable
+    assert cosine(exported, optimized) > 0.9999
+    quantized = apply(optimized, "quantize-dynamic", tmp_path)
+    assert operators(quantized)["MultiHeadAttention"] == 1
+    assert quantized.record.changed.figures["quantized_weight_share"] > 0.9
+    assert cosine(exported, quantized) > 0.99
+
+
+def test_onnx_runtimes_packed_attention_is_quantized_as_a_product(transformer, tmp_path):
+    optimized = apply(transformer, "optimize-graph", tmp_path, optimiser="onnxscript")
+    quantized = apply(optimized, "quantize-dynamic", tmp_path)
+    assert quantized.record.changed.figures["quantized_weight_share"] > 0.9
+    assert cosine(transformer, quantized) > 0.99
+
+
+def test_where_nothing_is_won_every_candidate_is_named(tmp_path):
+    body = """
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+        def forward(self, x):
+            return self.layer(x)
+    """
+    exported = apply(open_python(tmp_path, body, "torch.randn(batch_size, 8)"), "export-onnx", tmp_path)
+    with pytest.raises(Refusal, match=r"No optimiser made export-onnx faster .* onnxruntime: changed nothing"):
+        apply(exported, "optimize-graph", tmp_path)
+    with pytest.raises(Refusal, match="no optimiser 'magic'"):
+        apply(exported, "optimize-graph", tmp_path, optimiser="magic")
+
+
+def test_what_was_tried_goes_to_the_log(tmp_path):
+    from technique_jobs import run_technique
+
+    exported = apply(open_python(tmp_path, PACKED.format(bias=""), SEQUENCE), "export-onnx", tmp_path)
+    run = run_technique(exported, "optimize-graph", tmp_path, optimiser="attention")
+    assert any("attention: " in message.text for message in run.messages if isinstance(message, Logged))
+
+
+def test_heads_and_width_are_read_from_shapes(tmp_path):
+    exported = apply(open_python(tmp_path, PACKED.format(bias=""), SEQUENCE), "export-onnx", tmp_path)
+    assert heads_and_width(load_graph(exported.path)) == (4, 32)
+
+
+def test_a_graph_is_as_fast_as_itself(transformer):
+    ratios = time_in_turns([transformer.path, transformer.path], [transformer.model.example(8)], 1, seconds=0.3)
+    assert ratios[0] == 1
+    assert np.isclose(ratios[1], 1, rtol=0.5)
