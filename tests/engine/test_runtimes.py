@@ -88,6 +88,25 @@ def test_sessions_do_not_spin_after_a_run(tmp_path: Path) -> None:
     assert burnt < 0.05
 
 
+def test_pytorch_threads_are_quiet_once_it_has_settled(tmp_path: Path) -> None:
+    text = """
+    import torch
+    def load_model(): return torch.nn.Sequential(*[torch.nn.Conv2d(32, 32, 3, padding=1) for _ in range(4)])
+    def example_input(batch_size): return torch.zeros(batch_size, 32, 28, 28)
+    """
+    model = opened(write(tmp_path, text))
+    runner = load(baseline_of(model, tmp_path), "pytorch", threads=2)
+    inputs, burnt = model.example(8), 0.0
+    for _ in range(10):
+        runner.run(inputs)
+        runner.settle()
+        before = time.process_time()
+        time.sleep(0.02)
+        burnt += time.process_time() - before
+    torch.set_num_threads(1)
+    assert burnt < 0.02
+
+
 def test_a_runtime_that_cannot_run_the_format_says_so(tmp_path: Path) -> None:
     python = baseline_of(opened(write(tmp_path, CLASSIFIER)), tmp_path)
     with pytest.raises(RuntimeUnavailable, match="onnxruntime cannot run baseline, which is pytorch"):
