@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from ..context import LoadedVariant
 
 
-SETTLE_SECONDS = 0.02
+SETTLE_SECONDS = 0.03
 """Longer than any OpenMP runtime was seen to spin."""
+
+
+LOOK_SECONDS = 0.005
+"""The kernel books a running thread's time at its ticks, 4 ms apart: a shorter look may miss one that spins."""
 
 
 class PyTorchRunner:
@@ -89,8 +93,8 @@ class PyTorchRunner:
         end = time.monotonic() + SETTLE_SECONDS
         while time.monotonic() < end:
             before = time.process_time()
-            time.sleep(0.001)
-            if time.process_time() - before < 0.0003:
+            time.sleep(LOOK_SECONDS)
+            if time.process_time() - before < 0.1 * LOOK_SECONDS:
                 return
 
     def close(self) -> None:
