@@ -151,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
 
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
-    def add(name: str, help: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    def add(name: str, help: str, *parents: _Parser) -> _Parser:
         return commands.add_parser(name, help=help, description=help, parents=[session, *parents], allow_abbrev=False)
 
     opens = add("open", "open a model (or the session here) in the dashboard", model, output)

@@ -13,9 +13,9 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Literal
 
 from engine.client import EngineClient, EngineError, connect, known_sessions
-
 from engine.protocol import (
     ApplyTechnique,
     CancelRun,
@@ -23,7 +23,6 @@ from engine.protocol import (
     Exported,
     ExportVariants,
     GetResults,
-    Job,
     OpenModel,
     RecipeRun,
     RunAccepted,
@@ -88,6 +87,8 @@ async def export(session: Path, options: argparse.Namespace) -> int:
         )
         exported = await client.request(command)
         assert isinstance(exported, Exported)
+        for notice in exported.notices:
+            print(printable(notice), file=sys.stderr)
         if options.json:
             text = await client.request(GetResults(request=0, format="json", command="export"))
             assert isinstance(text, Text)
@@ -218,12 +219,7 @@ def _find_run(snapshot: Snapshot, run: RecipeRun) -> RecipeRun:
     return next((known for known in snapshot.runs if known.id == run.id), run)
 
 
-def running_jobs(snapshot: Snapshot) -> list[Job]:
-    """Jobs that have not ended."""
-    return [job for job in snapshot.jobs if not job.is_done]
-
-
-def _format(options: argparse.Namespace) -> str:
+def _format(options: argparse.Namespace) -> Literal["json", "csv", "markdown"]:
     if options.json:
         return "json"
     return "csv" if getattr(options, "csv", False) else "markdown"
