@@ -18,10 +18,8 @@ from . import RuntimeUnavailable
 if TYPE_CHECKING:
     from ..context import LoadedVariant
 
-
 SETTLE_SECONDS = 0.03
 """Longer than any OpenMP runtime was seen to spin."""
-
 
 LOOK_SECONDS = 0.005
 """The kernel books a running thread's time at its ticks, 4 ms apart: a shorter look may miss one that spins."""
