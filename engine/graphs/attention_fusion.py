@@ -42,7 +42,7 @@ def fuse_attention(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     if count:
         graph.require_opset("com.microsoft", 1)
         graph.reindex()
-        _drop_dead(graph)
+        graph.drop_dead()
         graph.sort()
     return fused, count
 
@@ -208,18 +208,3 @@ def _write(
     )
     graph.proto.node.remove(reshape)
     graph.proto.node.append(node)
-
-
-def _drop_dead(graph: Graph) -> None:
-    """Remove nodes whose results nobody reads any more."""
-    while True:
-        dead = [
-            node
-            for node in graph.proto.node
-            if not any(graph.readers.get(name) or name in graph.outputs for name in node.output)
-        ]
-        if not dead:
-            return
-        for node in dead:
-            graph.proto.node.remove(node)
-        graph.reindex()

@@ -117,6 +117,20 @@ class Graph:
                 if name == old:
                     node.input[index] = new
 
+    def drop_dead(self) -> None:
+        """Remove nodes whose results nobody reads. Reindexes."""
+        while True:
+            dead = [
+                node
+                for node in self.proto.node
+                if not any(self.readers.get(name) or name in self.outputs for name in node.output)
+            ]
+            if not dead:
+                return
+            for node in dead:
+                self.proto.node.remove(node)
+            self.reindex()
+
     def sort(self) -> None:
         """Order nodes so that each comes after what it reads; drop constants that nothing reads. Reindexes."""
         ready = {*self.inputs, *(tensor.name for tensor in self.proto.initializer), ""}

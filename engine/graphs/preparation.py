@@ -31,7 +31,7 @@ class OpsetTooOld(Exception):
     """The graph's operators are older than quantization needs; the text says why they could not be raised."""
 
 
-def prepare(path: Path, for_static: bool = False) -> onnx.ModelProto:
+def prepare(path: Path, for_static: bool = False, least_opset: int = LEAST_OPSET) -> onnx.ModelProto:
     """The graph at `path`, cleaned. `for_static` also turns means over all of an image into GlobalAveragePool.
 
     Raises OpsetTooOld for graphs of before 2020 that cannot be brought up to date.
@@ -51,7 +51,7 @@ def prepare(path: Path, for_static: bool = False) -> onnx.ModelProto:
         model = load_graph(cleaned)
     if for_static:
         _means_to_pooling(model)
-    model = raise_opset(model)
+    model = raise_opset(model, least_opset)
     name_nodes(model)
     used = {node.domain for node in all_nodes(model.graph)} | {"", "ai.onnx"}
     kept = [entry for entry in model.opset_import if entry.domain in used]  # ONNX Runtime lists all it knows

@@ -156,11 +156,13 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
     """Fix the ranges of activations on calibration data, so that whole chains of layers run in integers."""
     from ..context import VariantFiles
     from ..graphs.onnx_graph import is_portable, save_graph
+    from ..graphs.precision import convert
+    from ..graphs.preparation import with_shapes
     from ..graphs.static_recipe import Settings, quantize_statically
 
     target = _target(job)
     job.progress(0, 10, "preparing the graph")
-    prepared = _prepared(source, for_static=True)
+    prepared = _prepared(source, for_static=True, half=target.float_type == "float16")
     _refuse_quantized(prepared, source)
     _refuse_unknown(parameters.exclude, prepared)
     batches, synthetic = _calibration(job, parameters)
@@ -182,7 +184,10 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
     )
     if not result.touched:
         raise Refusal(_nothing(source, result.left))
-    files = save_graph(result.model, job.work / "model.onnx")
+    written = result.model
+    if target.float_type == "float16":
+        written = convert(with_shapes(written), "fp16").model
+    files = save_graph(written, job.work / "model.onnx")
     job.progress(9, 10, "comparing with the source")
     samples = sum(next(iter(batch.values())).shape[0] for batch in batches)
     figures: dict[str, Any] = {
@@ -210,11 +215,11 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
     ]
 
 
-def _prepared(source: LoadedVariant, for_static: bool = False) -> Any:
-    from ..graphs.preparation import OpsetTooOld, prepare
+def _prepared(source: LoadedVariant, for_static: bool = False, half: bool = False) -> Any:
+    from ..graphs.preparation import LEAST_OPSET, OpsetTooOld, prepare
 
     try:
-        return prepare(source.path, for_static)
+        return prepare(source.path, for_static, 19 if half else LEAST_OPSET)  # from 19 on, pairs can stand in FP16
     except OpsetTooOld as error:
         raise Refusal(f"{source.record.name} cannot be quantized: {error}.") from None
 
