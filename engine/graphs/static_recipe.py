@@ -7,7 +7,7 @@ its Quantize/Dequantize pairs and gain nothing, so such nodes are taken out and 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import numpy as np
 import onnx
@@ -59,67 +59,104 @@ class Result:
     """Share of the model's floating-point numbers that are now 8-bit integers."""
 
 
-def quantize_statically(
-    prepared: onnx.ModelProto,
-    batches: Callable[[], Iterable[Batch]],
-    settings: Settings,
-    watch: Watch = lambda share, what: None,
-) -> Result:
-    """Quantize a prepared graph. A result without `touched` nodes means that there was nothing to quantize."""
-    graph = Graph(prepared)
-    calibrator = Calibrator(prepared, batches, settings.threads)
-    excluded, reasons = set(settings.exclude), dict.fromkeys(settings.exclude, "kept in float on request")
-    ranges: dict[str, Range] = {}
-    means: dict[str, np.ndarray] = {}
-    total = element_count(float_weights(prepared.graph))
-    for round_ in range(ROUNDS):
-        plan = place(graph, excluded, settings.symmetric)
-        plan.left.update({name: reason for name, reason in reasons.items() if name in plan.left})
-        if not plan.anchors:
-            return Result(prepared, [], plan.left, 0, 0.0)  # quantize-dynamic does the rest better alone
-        missing = [name for name in plan.values if name not in ranges]
-        if missing:
-            ranges |= calibrator.ranges(
-                missing, settings.calibration, settings.percentile, lambda share: watch(0.6 * share, "calibrating")
-            )
-            _drop_unseen(plan, ranges, excluded, reasons)
-        if settings.bias_correction and not means:
+class Quantizer:
+    """Quantizes one prepared graph, also several times with other nodes left in float: calibration is done once."""
+
+    def __init__(
+        self,
+        prepared: onnx.ModelProto,
+        batches: Callable[[], Iterable[Batch]],
+        settings: Settings,
+        watch: Watch = lambda share, what: None,
+    ) -> None:
+        self.prepared, self.settings, self.watch = prepared, settings, watch
+        self.graph = Graph(prepared)
+        self._calibrator = Calibrator(prepared, batches, settings.threads)
+        self._ranges: dict[str, Range] = {}
+        self._means: dict[str, np.ndarray] = {}
+        self._total = element_count(float_weights(prepared.graph))
+        self._reasons = dict.fromkeys(settings.exclude, "kept in float on request")
+
+    def quantize(self, sensitive: Collection[str] = ()) -> Result:
+        """The quantized graph, with the `sensitive` nodes in float beside those that the settings exclude.
+
+        A result without `touched` nodes means that there was nothing to quantize.
+        """
+        for round_ in range(ROUNDS):
+            plan = self._plan(sensitive)
+            if not plan.anchors:
+                return Result(self.prepared, [], plan.left, 0, 0.0)  # quantize-dynamic does the rest better alone
+            self.watch(0.8 + 0.05 * round_, "writing the graph")
+            written = self._write(plan)
+            if self.settings.symmetric:
+                break  # the fused graph of a GPU provider cannot be seen on a machine without one
+            stuck = unfused(executed_graph(written.model), [*plan.anchors, *plan.carriers])
+            if not stuck:
+                break
+            reason = "ONNX Runtime does not fuse it, so the pairs around it would only cost"
+            self._reasons |= dict.fromkeys(stuck, reason)
+        return self._result(plan, written)
+
+    def simulate(self, sensitive: Collection[str]) -> onnx.ModelProto:
+        """The same graph without a look at what fuses: enough to see what it answers."""
+        return self._write(self._plan(sensitive)).model
+
+    def candidates(self) -> list[str]:
+        """Names of the nodes that are quantized now: anchors, and carriers that compute."""
+        plan = self._plan(())
+        moved = {name for name, value in plan.carriers.items() if value in plan.same_scale}
+        return [
+            node.name
+            for node in self.prepared.graph.node
+            if node.name in plan.anchors or (node.name in plan.carriers and node.name not in moved)
+        ]
+
+    def _plan(self, sensitive: Collection[str]) -> Plan:
+        """Where pairs go, with a range for each value; anchors that saw nothing finite are taken out."""
+        while True:
+            plan = place(self.graph, {*self._reasons, *sensitive}, self.settings.symmetric)
+            told = dict.fromkeys(sensitive, "left in float: rounding it costs the most accuracy") | self._reasons
+            plan.left.update({name: told[name] for name in plan.left if name in told})
+            missing = [name for name in plan.values if name not in self._ranges]
+            if missing:
+                self._ranges |= self._calibrator.ranges(
+                    missing,
+                    self.settings.calibration,
+                    self.settings.percentile,
+                    lambda share: self.watch(0.6 * share, "calibrating"),
+                )
+            unseen = _unseen(plan, self._ranges)
+            if not unseen:
+                return plan
+            self._reasons |= dict.fromkeys(unseen, "it saw no finite value on the calibration data")
+
+    def _write(self, plan: Plan) -> Written:
+        flavour = self.settings.flavour
+        if self.settings.bias_correction and not self._means:
             names = sorted({anchor.activation for anchor in plan.anchors.values() if anchor.op_type != "MatMul"})
-            means = calibrator.means(names, lambda share: watch(0.6 + 0.2 * share, "correcting biases"))
-        if any(name in excluded for name in plan.anchors):
-            continue
-        watch(0.8 + 0.05 * round_, "writing the graph")
-        written = _write(prepared, graph, plan, ranges, means, settings)
-        # the fused graph of a GPU provider cannot be seen on a machine without one
-        stuck = [] if settings.symmetric else unfused(executed_graph(written.model), [*plan.anchors, *plan.carriers])
-        if not stuck or round_ == ROUNDS - 1:
-            break
-        excluded |= set(stuck)
-        reasons |= dict.fromkeys(stuck, "ONNX Runtime does not fuse it, so the pairs around it would only cost")
-    plan.left.update({name: reason for name, reason in reasons.items() if name not in plan.anchors})
-    touched = [node.name for node in prepared.graph.node if node.name in plan.anchors or node.name in plan.carriers]
-    elements = written.quantized_elements
-    if settings.dynamic_rest:
-        rest = quantize_rest(written.model, settings.seven_bit, settings.per_channel, frozenset(settings.exclude))
-        touched += rest.touched
-        elements += rest.quantized_elements
-        for name in rest.touched:
-            plan.left.pop(name, None)
-    return Result(written.model, touched, plan.left, len(plan.absorbed), elements / total if total else 0.0)
+            self._means = self._calibrator.means(
+                names, lambda share: self.watch(0.6 + 0.2 * share, "correcting biases")
+            )
+        written = write_quantized(self.prepared, plan, self._ranges, flavour)
+        if not self._means:
+            return written
+        shifts = bias_shifts(self.graph, plan, written, self._means)
+        return write_quantized(self.prepared, plan, self._ranges, flavour, shifts)
 
-
-def _write(
-    prepared: onnx.ModelProto,
-    graph: Graph,
-    plan: Plan,
-    ranges: dict[str, Range],
-    means: dict[str, np.ndarray],
-    settings: Settings,
-) -> Written:
-    written = write_quantized(prepared, plan, ranges, settings.flavour)
-    if not means:
-        return written
-    return write_quantized(prepared, plan, ranges, settings.flavour, bias_shifts(graph, plan, written, means))
+    def _result(self, plan: Plan, written: Written) -> Result:
+        nodes = self.prepared.graph.node
+        touched = [node.name for node in nodes if node.name in plan.anchors or node.name in plan.carriers]
+        model, elements = written.model, written.quantized_elements
+        settings = self.settings
+        if settings.dynamic_rest:
+            rest = quantize_rest(model, settings.seven_bit, settings.per_channel, frozenset(settings.exclude))
+            model = rest.model
+            touched += rest.touched
+            elements += rest.quantized_elements
+            for name in rest.touched:
+                plan.left.pop(name, None)
+        share = elements / self._total if self._total else 0.0
+        return Result(model, touched, plan.left, len(plan.absorbed), share)
 
 
 def bias_shifts(graph: Graph, plan: Plan, written: Written, means: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -148,10 +185,14 @@ def bias_shifts(graph: Graph, plan: Plan, written: Written, means: dict[str, np.
     return shifts
 
 
-def _drop_unseen(plan: Plan, ranges: dict[str, Range], excluded: set[str], reasons: dict[str, str]) -> None:
-    """Anchors whose input or output never had a finite value on the calibration data stay in float."""
+def _unseen(plan: Plan, ranges: dict[str, Range]) -> list[str]:
+    """Nodes whose input or output never had a finite value on the calibration data."""
+    names = []
     for anchor in plan.anchors.values():
         values = [anchor.activation, *([anchor.output] if anchor.output in plan.integer_values else [])]
         if any(plan.same_scale.get(value, value) not in ranges for value in values):
-            excluded.add(anchor.name)
-            reasons[anchor.name] = "it saw no finite value on the calibration data"
+            names.append(anchor.name)
+    for name, value in plan.carriers.items():
+        if value in plan.integer_values and plan.same_scale.get(value, value) not in ranges:
+            names.append(name)
+    return names

@@ -55,6 +55,10 @@ class QuantizeStatic(Parameters, frozen=True, tag="quantize-static"):
         bool, Meta(description="on CPUs, also quantize what has no static kernel (LSTM, embeddings) dynamically")
     ] = True
     exclude: Annotated[list[str], Meta(description="names of nodes to leave in float")] = []
+    search: Annotated[
+        Literal["when-needed", "always", "never"],
+        Meta(description="look for the nodes that cost the most accuracy and leave them in float"),
+    ] = "when-needed"
     synthetic: Annotated[
         bool, Meta(description="calibrate on made-up inputs when there is no data; accuracy is then not judged")
     ] = False
@@ -154,11 +158,8 @@ def quantize_dynamic(source: LoadedVariant, parameters: QuantizeDynamic, job: Jo
 )
 def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobContext) -> list[VariantFiles]:
     """Fix the ranges of activations on calibration data, so that whole chains of layers run in integers."""
-    from ..context import VariantFiles
-    from ..graphs.onnx_graph import is_portable, save_graph
-    from ..graphs.precision import convert
-    from ..graphs.preparation import with_shapes
-    from ..graphs.static_recipe import Settings, quantize_statically
+    from ..graphs.sensitivity import Judge, search
+    from ..graphs.static_recipe import Quantizer, Settings
 
     target = _target(job)
     job.progress(0, 10, "preparing the graph")
@@ -179,40 +180,106 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
         exclude=tuple(parameters.exclude),
         threads=job.spec.threads,
     )
-    result = quantize_statically(
-        prepared, lambda: batches, settings, lambda share, what: job.progress(1 + 8 * share, 10, what)
+    steps = _Steps(job)
+    quantizer = Quantizer(prepared, lambda: batches, settings, lambda share, what: steps.at(1 + 3 * share, what))
+    figures: dict[str, Any] = {
+        "weight_bits": 7 if target.weights_7_bit else 8,
+        "calibration_samples": sum(next(iter(batch.values())).shape[0] for batch in batches),
+        "synthetic_calibration": synthetic,
+    }
+    if parameters.search == "never":
+        result = quantizer.quantize()
+        if not result.touched:
+            raise Refusal(_nothing(source, result.left))
+        return [_static_variant(source, parameters, job, target, result, figures, None, (), "")]
+    judge = Judge(prepared, batches, job.spec.threads)
+    front = search(
+        quantizer,
+        judge,
+        job.spec.limit,
+        job.model.example(job.model.fixed_batch or max(job.spec.batch_sizes)),
+        lambda share, what: steps.at(4 + 5 * share, what),
+        parameters.search == "always",
     )
-    if not result.touched:
-        raise Refusal(_nothing(source, result.left))
+    if not front:
+        raise Refusal(_nothing(source, quantizer.quantize().left))
+    variants = []
+    for found in front:
+        answers = found.answers
+        extra = figures | {
+            "nodes_left_for_accuracy": len(found.in_float),
+            "calibration_cosine": round(answers.difference.cosine, 6),
+            "calibration_answers_changed": answers.changed,
+        }
+        note = ""
+        if found.in_float:
+            note = f"; {len(found.in_float)} sensitive nodes left in float: {', '.join(found.in_float[:3])}"
+            note += " …" if len(found.in_float) > 3 else ""
+        if not found.within:
+            note += "; beyond the accuracy limit on the calibration data"
+        job.log(f"{found.label or 'first'}: cosine {answers.difference.cosine:.5f}, changed {answers.changed}{note}")
+        variants.append(
+            _static_variant(source, parameters, job, target, found.result, extra, found.label, found.in_float, note)
+        )
+    return variants
+
+
+class _Steps:
+    """Progress that never goes back: the search quantizes many times, and each time reports its own steps."""
+
+    def __init__(self, job: JobContext) -> None:
+        self._job, self._furthest = job, 0.0
+
+    def at(self, done: float, what: str) -> None:
+        self._furthest = max(self._furthest, min(done, 9.0))
+        self._job.progress(self._furthest, 10, what)
+
+
+def _static_variant(
+    source: LoadedVariant,
+    parameters: QuantizeStatic,
+    job: JobContext,
+    target: Target,
+    result: Any,
+    figures: dict[str, Any],
+    label: str | None,
+    in_float: tuple[str, ...],
+    note: str,
+) -> VariantFiles:
+    """Write one quantized graph and say what it is."""
+    from ..context import VariantFiles
+    from ..graphs.onnx_graph import is_portable, save_graph
+    from ..graphs.precision import convert
+    from ..graphs.preparation import with_shapes
+    from . import with_defaults
+
     written = result.model
     if target.float_type == "float16":
         written = convert(with_shapes(written), "fp16").model
-    files = save_graph(written, job.work / "model.onnx")
-    job.progress(9, 10, "comparing with the source")
-    samples = sum(next(iter(batch.values())).shape[0] for batch in batches)
-    figures: dict[str, Any] = {
+    files = save_graph(written, job.work / (f"model-{label}.onnx" if label else "model.onnx"))
+    job.progress(9.5, 10, "comparing with the source")
+    figures = {
         "quantized_weight_share": round(result.share, 4),
         "quantized_nodes": len(result.touched),
         "absorbed_activations": result.absorbed,
-        "weight_bits": 7 if target.weights_7_bit else 8,
-        "calibration_samples": samples,
-        "synthetic_calibration": synthetic,
+        **figures,
+        **_compare(job, source.path, files[0]),
     }
-    figures |= _compare(job, source.path, files[0])
-    summary = _summary(len(result.touched), result.left, result.share, target)
-    if synthetic:
+    summary = _summary(len(result.touched), result.left, result.share, target) + note
+    if figures["synthetic_calibration"]:
         summary += "; calibrated on made-up inputs, so its accuracy says nothing about real ones"
-    return [
-        VariantFiles(
-            format="onnx",
-            files=files,
-            changed=Changed(summary=summary, touched=tuple(result.touched), left=_left(result.left), figures=figures),
-            parameter_count=source.record.parameter_count,
-            macs=source.record.macs,
-            portable=source.record.portable and is_portable(result.model),
-            target=target.name,
-        )
-    ]
+    pinned = with_defaults(parameters) | {"search": "never", "exclude": [*parameters.exclude, *in_float]}
+    return VariantFiles(
+        format="onnx",
+        files=files,
+        changed=Changed(summary=summary, touched=tuple(result.touched), left=_left(result.left), figures=figures),
+        label=label,
+        parameters=pinned,
+        parameter_count=source.record.parameter_count,
+        macs=source.record.macs,
+        portable=source.record.portable and is_portable(result.model),
+        target=target.name,
+    )
 
 
 def _prepared(source: LoadedVariant, for_static: bool = False, half: bool = False) -> Any:
