@@ -62,5 +62,7 @@ def test_a_wheel_holds_the_stylesheets_and_the_sample_models(clone, tmp_path):
     ).stdout
     assert "tui/app.tcss" in names
     assert "sample_models/residual_cnn.py" in names
+    assert "sample_models/weights/residual_cnn.safetensors" in names
+    assert "sample_models/data/test-images.xz" in names
     assert "engine/__main__.py" in names
     assert "tests/" not in names
