@@ -166,7 +166,11 @@ async def _run_and_report(session: Path, command: Command, options: argparse.Nam
     """Send a command that starts a run, follow the run to its end, print the results."""
     client = await connect(session, client="command-line")
     async with contextlib.aclosing(client):
-        accepted = await client.request(command)
+        try:
+            accepted = await client.request(command)
+        except EngineError as error:
+            # Refused before anything ran: an unreadable recipe, an unknown technique, another model in this session.
+            raise UsageError(str(error)) from None
         assert isinstance(accepted, RunAccepted)
         cancelled = await _follow(client, accepted.run, options)
         text = await client.request(

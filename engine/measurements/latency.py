@@ -5,7 +5,7 @@ variant runs in. Beside it run a second load of the baseline (its ratio to the f
 it can, the parent under the variant's runtime: INT8 on ONNX Runtime against eager FP32 mixes two gains.
 
 Verdict, with delta the larger of 1 % and the floor: FASTER when the whole interval lies above 1 + delta, SLOWER
-below 1 / (1 + delta), SAME within, else UNDECIDED. On a GPU a call's time includes the synchronisation at its end.
+below 1 / (1 + delta), SAME when it lies within delta and within 5 % of 1, else UNDECIDED. On a GPU a call's time includes the synchronisation at its end.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ BUDGET_SECONDS = 5.0
 
 LEAST_DELTA = 0.01
 """Differences below 1 % are called SAME however surely they are known."""
+
+WIDEST_SAME = 0.05
+"""On a noisy machine the floor can be anything: what lies further apart than this is never called SAME."""
 
 FREE_MEMORY_SHARE = 0.25
 """No second load of a baseline that is bigger than this share of the free memory: then there is no floor."""
@@ -202,7 +205,8 @@ def speed_verdict(low: float, high: float, floor: float | None) -> Verdict:
         return "FASTER"
     if high < 1 / (1 + delta):
         return "SLOWER"
-    if low >= 1 / (1 + delta) and high <= 1 + delta:
+    same = min(delta, WIDEST_SAME)
+    if low >= 1 / (1 + same) and high <= 1 + same:
         return "SAME"
     return "UNDECIDED"
 

@@ -36,6 +36,7 @@ def test_make_demo_reaches_a_usable_dashboard_in_a_terminal(tmp_path):
         terminal.keys("?")
         terminal.wait_for("apply a technique", seconds=30)
         terminal.keys("Escape")
+        terminal.wait_until_gone("apply a technique", seconds=30)
         terminal.keys("q")
         terminal.wait_until_ended_or_asks(seconds=60)
     finally:
@@ -76,6 +77,12 @@ class Tmux:
             assert self.alive(), f"the terminal ended before it showed {text!r}"
             time.sleep(0.2)
         raise AssertionError(f"{text!r} did not appear within {seconds} s:\n{self.screen()}")
+
+    def wait_until_gone(self, text: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while text.lower() in self.screen().lower():
+            assert time.monotonic() < deadline, f"{text!r} is still there after {seconds} s:\n{self.screen()}"
+            time.sleep(0.2)
 
     def wait_until_ended_or_asks(self, seconds: float) -> None:
         """Quitting ends the dashboard, or with a job running asks what to do with it."""

@@ -5,6 +5,8 @@ import io
 import json
 import tomllib
 
+import pytest
+
 RECIPE = """
 model = "tiny_cnn.py"
 accuracy_limit = 0.02
@@ -69,6 +71,7 @@ def test_apply_compare_and_export_work_on_the_only_session_here(shell, tiny_cnn)
     assert list(release.rglob("*.onnx"))
 
 
+@pytest.mark.slow
 def test_an_exported_recipe_makes_the_variant_again_elsewhere(shell, tiny_cnn):
     shell.json("open", "tiny_cnn.py", "--headless")
     shell.json("apply", "export-onnx")
@@ -86,6 +89,7 @@ def test_no_variant_within_the_limit_is_status_3(shell, tiny_cnn):
 
 
 def test_wrong_usage_is_one_sentence_and_with_json_one_object(shell, tiny_cnn):
+    assert shell.trimtab("compare").returncode == 2
     plain = shell.trimtab("run", "missing.toml")
     assert plain.returncode == 2
     assert "missing.toml" in plain.stderr
@@ -94,7 +98,6 @@ def test_wrong_usage_is_one_sentence_and_with_json_one_object(shell, tiny_cnn):
     (shell.directory / "broken.toml").write_text('model = "tiny_cnn.py"\nsteps = 3\n')
     assert shell.trimtab("run", "broken.toml").returncode == 2
     assert shell.trimtab("open", "nothing.py", "--headless").returncode == 2
-    assert shell.trimtab("compare").returncode == 2
     assert shell.trimtab("frobnicate-this").returncode == 2
 
 
