@@ -91,10 +91,10 @@ def test_any_name_gives_a_recipe_that_reads_back(session, tmp_path, name):
 
 def test_a_recipe_of_a_search_pins_what_was_found(session):
     found = with_defaults(parse_parameters("quantize-static", {"exclude": ["/a", "/b"]}))
-    made = add_variant(session, "searched", session.resolve("onnx"), parameters=found, requested={"search": True})
+    made = add_variant(session, "searched", session.resolve("onnx"), parameters=found, requested={"how_hard": 3})
     steps = tomllib.loads(recipe_text(session, made))["steps"]
     assert steps[1]["exclude"] == ["/a", "/b"]
-    assert "search" not in steps[1]
+    assert "how_hard" not in steps[1]
 
 
 def test_the_report_says_what_was_done_on_what_and_how_to_repeat_it(session, tmp_path):
