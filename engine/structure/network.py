@@ -39,6 +39,10 @@ EXACT = 1e-4
 """Relative difference up to which two outputs count as the same: rounding of a deep network is about 1e-6."""
 
 
+FEWEST_LINKS, LINKS_PER_NODE = 3000, 20
+"""A group of more links than both of these allow has no end: real ones have a few for each node of the graph."""
+
+
 class CannotPrune(Exception):
     """Nothing of this network can be removed; the text is the user's sentence."""
 
@@ -173,7 +177,7 @@ class PrunableNetwork:
         if self._graph is None:
             return
         final = self._output_layers()
-        for found in self._graph.get_all_groups(root_module_types=[nn.modules.conv._ConvNd, nn.Linear]):
+        for found in self._followed():
             layers = [item.dep.target.module for item in found]
             narrower = {
                 item.dep.target.module for item in found if self._graph.is_out_channel_pruning_fn(item.dep.handler)
@@ -195,6 +199,27 @@ class PrunableNetwork:
                 continue
             kind: Kind = "neurons" if isinstance(root, nn.Linear) else "channels"
             yield Group(name=name, kind=kind, width=len(found[0].idxs), members=members, root=root)
+
+    def _followed(self) -> list[Any]:
+        """Torch-Pruning's groups. Raises CannotPrune where it goes round in circles (rotary embeddings: 1.6.1)."""
+        import torch_pruning as tp
+
+        graph, names = tp.dependency.graph, self._names
+        most = max(FEWEST_LINKS, LINKS_PER_NODE * len(self._graph.module2node))
+
+        class Bounded(graph.Group):  # type: ignore[name-defined,misc]
+            def add_dep(self, dep: Any, idxs: Any) -> None:
+                if len(self._group) > most:
+                    name = names.get(self._group[0].dep.target.module, "a layer")
+                    raise CannotPrune(f"Torch-Pruning finds no end following what hangs on {name}.")
+                super().add_dep(dep, idxs)
+
+        unbounded = graph.Group
+        graph.Group = Bounded  # there is no other way in: the class is looked up in that module
+        try:
+            return list(self._graph.get_all_groups(root_module_types=[nn.modules.conv._ConvNd, nn.Linear]))
+        finally:
+            graph.Group = unbounded
 
     def _why_not(self, layers: list[Any], final: set[Any]) -> str | None:
         """Why a group as a whole is not offered; None when it may be. `final`: its layers that make the output."""

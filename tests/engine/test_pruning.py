@@ -365,3 +365,31 @@ def test_two_of_four_zeroes_the_smaller_two_along_the_inputs():
         assert ((fours == 0).sum(1) == 2).all()
     kept = masks["1.weight"].reshape(-1, 4)
     assert (before[kept].reshape(-1, 2).min(1).values >= before[~kept].reshape(-1, 2).max(1).values).all()
+
+
+def test_a_network_that_cannot_be_followed_to_its_end_is_refused_and_not_chased_for_ever():
+    class Rotary(nn.Module):
+        """Rotary position embedding and shared keys, as in Llama: Torch-Pruning 1.6.1 goes round in circles here."""
+
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v, self.o = nn.Linear(64, 64), nn.Linear(64, 32), nn.Linear(64, 32), nn.Linear(64, 64)
+
+        def forward(self, x):
+            def turned(y):
+                first, second = y[..., : y.shape[-1] // 2], y[..., y.shape[-1] // 2 :]
+                return y * 0.5 + torch.cat((-second, first), dim=-1) * 0.5
+
+            def repeated(y):
+                n, heads, tokens, size = y.shape
+                return y[:, :, None].expand(n, heads, 2, tokens, size).reshape(n, 2 * heads, tokens, size)
+
+            split = lambda y: y.unflatten(-1, (-1, 16)).transpose(1, 2)  # noqa: E731
+            q, k, v = turned(split(self.q(x))), turned(split(self.k(x))), split(self.v(x))
+            y = nn.functional.scaled_dot_product_attention(q, repeated(k), repeated(v))
+            return x + self.o(y.transpose(1, 2).flatten(2))
+
+    torch.manual_seed(0)
+    module, x = nn.Sequential(Rotary(), Rotary(), nn.Linear(64, 3)).eval(), torch.randn(2, 6, 64)
+    with pytest.raises(CannotPrune):
+        PrunableNetwork(module, lambda m: m(x))
