@@ -122,20 +122,25 @@ class EngineClient:
     async def reconnect(self, *, start: bool = True) -> None:
         """Attach anew after the connection ended, starting the engine if it has ended. Raises as `connect` does."""
         await self.aclose()
-        reader, writer = await _reach(self.session_directory, start)
-        self._writer = writer
-        try:
-            async with asyncio.timeout(HANDSHAKE_SECONDS * 2):
-                await self._shake_hands(reader, writer)
-        except TimeoutError:
-            writer.close()
-            raise EngineError(f"The engine of {self.session_directory}{_who(self)} does not answer.") from None
-        except (OSError, asyncio.IncompleteReadError):
-            writer.close()
-            raise EngineGone(f"The engine of {self.session_directory} ended while we attached: try again.") from None
-        except EngineError:
-            writer.close()
-            raise
+        deadline = asyncio.get_running_loop().time() + START_SECONDS
+        while True:
+            reader, self._writer = await _reach(self.session_directory, start)
+            try:
+                async with asyncio.timeout(HANDSHAKE_SECONDS * 2):
+                    await self._shake_hands(reader, self._writer)
+                break
+            except TimeoutError:
+                self._writer.close()
+                raise EngineError(f"The engine of {self.session_directory}{_who(self)} does not answer.") from None
+            except (OSError, asyncio.IncompleteReadError):
+                # A dying engine's socket takes connections until the very end; the next attempt finds it gone.
+                self._writer.close()
+                if asyncio.get_running_loop().time() > deadline:
+                    raise EngineGone(f"The engine of {self.session_directory} ends whenever we attach.") from None
+                await asyncio.sleep(0.05)
+            except EngineError:
+                self._writer.close()
+                raise
         self._reading = asyncio.create_task(self._read(reader))
 
     async def request(self, command: Command) -> Result:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from .exports import export_variants, recipe_text, results
 from .job_logs import read_piece
 from .paths import LOG_NAME
 from .protocol import (
@@ -48,8 +49,8 @@ from .protocol import (
     Text,
     VariantRemoved,
 )
+from .recipe_files import check_batch_sizes, check_device, check_runtimes, check_target
 from .session import SessionError
-from .targets import resolve_target
 from .techniques import Refusal, check_parameters, describe
 
 if TYPE_CHECKING:
@@ -169,11 +170,12 @@ def _set_options(engine: "Engine", command: SetOptions) -> Result:
     limit = changes.get("accuracy_limit", 0.01)
     if not 0 <= limit <= 1:
         raise CommandError(f"The accuracy limit is a fraction between 0 and 1 (0.01 is one point), not {limit}.")
-    sizes = changes.get("batch_sizes", (1,))
-    if not sizes or min(sizes) < 1:
-        raise CommandError("Batch sizes are whole numbers from 1 on, at least one of them.")
-    if "target" in changes:
-        resolve_target(changes["target"], engine.hardware.processor)
+    if command.batch_sizes == ():
+        raise CommandError("At least one batch size is needed to measure at.")
+    check_batch_sizes(command.batch_sizes or ())
+    check_runtimes(command.runtimes or ())
+    check_target(command.target)
+    check_device(command.device)
     options = msgspec.structs.replace(engine.session.options, **changes)
     engine.session.set_options(options)
     engine.publish(OptionsChanged(seq=0, options=options))
@@ -198,8 +200,6 @@ def _set_rate(engine: "Engine", command: SetTelemetryRate) -> Result:
 
 
 def _results(engine: "Engine", command: GetResults) -> Result:
-    from .exports import results
-
     text, status = results.render(
         engine.session, command.command, command.format, run=command.run, variants=command.variants
     )
@@ -207,14 +207,10 @@ def _results(engine: "Engine", command: GetResults) -> Result:
 
 
 def _recipe(engine: "Engine", command: GetRecipe) -> Result:
-    from .exports import recipe_text
-
     return Text(text=recipe_text(engine.session, engine.session.resolve(command.variant)))
 
 
 async def _export(engine: "Engine", command: ExportVariants) -> Exported:
-    from .exports import export_variants
-
     _check_paths(command.to)
     variants = tuple(engine.session.resolve(word) for word in command.variants)
     return await asyncio.to_thread(export_variants, engine.session, variants, command.to, command.overwrite)

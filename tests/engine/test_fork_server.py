@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from engines import becomes, children, group_is_gone, is_gone, job_of, model_that, open_model, worker_pid
 
 from engine.client import EngineClient, connect
@@ -30,16 +31,8 @@ async def sleeping_job(client: EngineClient, tmp_path: Path) -> tuple[int, int]:
     return pid, fork_server
 
 
-async def test_when_the_engine_is_killed_everything_under_it_dies(session, tmp_path):
-    client = await connect(session, client="test")
-    worker, fork_server = await sleeping_job(client, tmp_path)
-    os.kill(client.welcome.pid, signal.SIGKILL)
-    await becomes(lambda: is_gone(fork_server))
-    await becomes(lambda: group_is_gone(worker))
-
-
-async def test_when_the_fork_server_is_killed_its_jobs_fail_and_the_next_one_works(session, tmp_path):
-    client = await connect(session, client="test")
+async def test_when_the_fork_server_is_killed_its_jobs_fail_and_the_next_one_works(shared_session, tmp_path):
+    client = await connect(shared_session, client="test")
     worker, fork_server = await sleeping_job(client, tmp_path)
     os.kill(fork_server, signal.SIGKILL)
     job = await job_of(client, client.state.runs[-1], lambda job: job.is_done)
@@ -48,11 +41,13 @@ async def test_when_the_fork_server_is_killed_its_jobs_fail_and_the_next_one_wor
     await becomes(lambda: group_is_gone(worker))
     worker, other = await sleeping_job(client, tmp_path / "next")
     assert other != fork_server
+    os.kill(worker, signal.SIGKILL)  # or it would keep the queue of the shared session busy
+    await job_of(client, client.state.runs[-1], lambda job: job.is_done)
     await client.aclose()
 
 
-async def test_a_worker_that_is_killed_fails_alone(session, tmp_path):
-    client = await connect(session, client="test")
+async def test_a_worker_that_is_killed_fails_alone(shared_session, tmp_path):
+    client = await connect(shared_session, client="test")
     worker, fork_server = await sleeping_job(client, tmp_path)
     os.kill(worker, signal.SIGKILL)
     job = await job_of(client, client.state.runs[-1], lambda job: job.is_done)
@@ -63,11 +58,21 @@ async def test_a_worker_that_is_killed_fails_alone(session, tmp_path):
     await client.aclose()
 
 
-@pytest.fixture
-async def servers(tmp_path):
-    """A fork server without an engine around it."""
-    log = os.open(tmp_path / "fork-server.log", os.O_WRONLY | os.O_CREAT)
+async def test_when_the_engine_is_killed_everything_under_it_dies(shared_session, tmp_path):
+    client = await connect(shared_session, client="test")
+    worker, fork_server = await sleeping_job(client, tmp_path)
+    os.kill(client.welcome.pid, signal.SIGKILL)
+    await becomes(lambda: is_gone(fork_server))
+    await becomes(lambda: group_is_gone(worker))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def servers(tmp_path_factory):
+    """A fork server without an engine around it; it says what it has to say into `log_path`."""
+    log_path = tmp_path_factory.mktemp("fork-server") / "log.txt"
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT)
     server = ForkServer(log)
+    server.log_path = log_path
     yield server
     server.stop()
     await server.stopped()
@@ -90,6 +95,7 @@ def spec_for(tmp_path: Path) -> JobSpec:
     )
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_once_warm_a_worker_speaks_within_milliseconds(servers, tmp_path):
     """The promise is 50 ms on a quiet machine (tests/benchmarks/bench_job_start.py measures it); here a rough guard."""
     ready = await servers.ready()
@@ -106,12 +112,14 @@ async def test_once_warm_a_worker_speaks_within_milliseconds(servers, tmp_path):
     assert min(times) < 0.5, times
 
 
-async def test_nothing_heavy_is_missing_from_the_fork_server(servers, tmp_path):
+@pytest.mark.asyncio(loop_scope="module")
+async def test_nothing_heavy_is_missing_from_the_fork_server(servers):
     await servers.ready()
-    assert "not preloaded" not in (tmp_path / "fork-server.log").read_text()
-    assert "not safe across a fork" not in (tmp_path / "fork-server.log").read_text()
+    assert "not preloaded" not in servers.log_path.read_text()
+    assert "not safe across a fork" not in servers.log_path.read_text()
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_start_that_is_given_up_leaves_no_worker(servers, tmp_path):
     await servers.ready()
     for wait in (0.0, 0.001, 0.003, 0.01):

@@ -77,7 +77,6 @@ async def test_a_job_that_waits_for_the_fork_server_is_cancelled_at_once(session
     assert record is not None
     (fork_server,) = children(record.pid)
     assert children(fork_server) == []
-    assert isinstance((await ended_job(client, write_model(tmp_path / "b"))).state, Succeeded)
     await client.aclose()
 
 
