@@ -42,6 +42,10 @@ def needs_engine(situation: Situation) -> str | None:
     return None
 
 
+def needs_lost(situation: Situation) -> str | None:
+    return None if situation.link == "lost" else "The engine is running."
+
+
 def needs_model(situation: Situation) -> str | None:
     if reason := needs_engine(situation):
         return reason
@@ -191,6 +195,7 @@ ACTIONS = (
         "Session",
         needs_engine,
     ),
+    Action("restart", "r", "restart", "Start the engine again.", "Session", needs_lost, footer=False),
     Action("next_batch_size", "b", "batch", "Compare at the next batch size.", "View", needs_model),
     Action(
         "next_sort",

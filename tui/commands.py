@@ -232,6 +232,10 @@ async def change_options(app: "TrimtabApp") -> None:
     await app.push_screen_wait(FillInScreen("Options", text, fields, given, "Save", send))
 
 
+async def restart(app: "TrimtabApp") -> None:
+    app.connection.restart()
+
+
 async def next_batch_size(app: "TrimtabApp") -> None:
     offered = batch_sizes(app.connection.snapshot)
     now = app.view().batch_size

@@ -28,8 +28,8 @@ from .view import NOTHING
 if TYPE_CHECKING:
     from engine.client import EngineClient
 
-Connect = Callable[[Path], Awaitable[Any]]
-"""Gives a connected client; a test passes its own."""
+Connect = Callable[[Path, bool], Awaitable[Any]]
+"""Gives a connected client, and starts the engine for it if the flag says so; a test passes its own."""
 
 TELEMETRY_HZ = 2.0
 """What the charts ask for; also the rate of the dashboard's tick."""
@@ -59,21 +59,27 @@ class Connection:
         self.reason = ""
         self.logged: set[str] = set()
         """Jobs whose log has grown since somebody last looked."""
+        self.stopped = False
+        """Somebody stopped the engine on purpose."""
+        self._wake = asyncio.Event()
         self._client: EngineClient | None = None
         self._changed = changed
         self._clock = clock
         self._connect = connect or _attach
 
     async def follow(self, on_attached: Callable[[], Awaitable[None]]) -> None:
-        """Attach and follow, for ever. `on_attached` runs after the first attachment."""
+        """Attach and follow, for ever. `on_attached` runs after the first attachment.
+
+        An engine that crashed is started again; one that was stopped on purpose only when the user asks (`restart`).
+        """
         from engine.client import EngineError
 
         attempt = 0
         greeted = False
         while True:
             try:
-                self._client = await self._connect(self.session_directory)
-                attempt = 0
+                self._client = await self._connect(self.session_directory, not self.stopped)
+                attempt, self.stopped = 0, False
                 self._set("connected", "")
                 self._take(self._client.state)
                 if not greeted:
@@ -81,12 +87,19 @@ class Connection:
                     await on_attached()
                 await self._read(self._client)
                 self._set("lost", self.reason or "The connection to the engine ended.")
-            except EngineError as error:
-                self._set("lost", str(error))
-            except OSError as error:
-                self._set("lost", f"The engine cannot be reached: {error}.")
-            await asyncio.sleep(PAUSES[min(attempt, len(PAUSES) - 1)])
+            except (EngineError, OSError) as error:
+                if not self.stopped:
+                    self._set("lost", str(error))
+            pause = PAUSES[min(attempt, len(PAUSES) - 1)]
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), pause)
             attempt += 1
+
+    def restart(self) -> None:
+        """Start the engine again now."""
+        self.stopped = False
+        self._wake.set()
 
     async def request(self, command: Command) -> Result:
         """Send a command. Raises EngineError or NotConnected, both with a sentence."""
@@ -106,6 +119,7 @@ class Connection:
             if isinstance(event, JobLogged):
                 self.logged.add(event.job)
             if isinstance(event, EngineStopping):
+                self.stopped = True
                 self.reason = event.reason
             self.snapshot = client.state
             self._changed(_is_urgent(event, before))
@@ -130,8 +144,8 @@ def _is_urgent(event: object, before: Snapshot) -> bool:
     return True
 
 
-async def _attach(session_directory: Path) -> Any:
-    """The real engine; started if need be."""
+async def _attach(session_directory: Path, start: bool) -> Any:
+    """The real engine."""
     from engine.client import connect
 
-    return await connect(session_directory, client="dashboard", telemetry_hz=TELEMETRY_HZ)
+    return await connect(session_directory, start=start, client="dashboard", telemetry_hz=TELEMETRY_HZ)

@@ -118,4 +118,4 @@ def _three_digits(value: float) -> str:
         return f"{value:.0f}"
     if magnitude >= 9.995:
         return f"{value:.1f}"
-    return f"{value:.2f}" if magnitude >= 1 else f"{value:.3f}"
+    return f"{value:.2f}" if magnitude >= 0.9995 else f"{value:.3f}"

@@ -2,7 +2,7 @@
 
     calibration samples  2            ! It must be from 8 to 10000.
     per channel          [X]          One scale for each output channel
-    activations          uint8    ▾   Number format of activations. Empty: aut…
+    activations          ‹ uint8 ›    Number format of activations. Empty: aut…
 
     Number format of activations. Empty: automatic.
 
@@ -18,11 +18,12 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.message import Message
 from textual.widget import Widget
-from textual.widgets import Checkbox, Input, Select, Static
+from textual.widgets import Checkbox, Input, Static
 
 from engine.protocol import Field
 
 from . import parameters
+from .choice import Choice
 from .text import content
 
 
@@ -80,7 +81,7 @@ class Form(Vertical):
 
     def focus_first(self) -> None:
         """Go to the first field."""
-        for widget in self.query("Input, Select, Checkbox"):
+        for widget in self.query("Input, Choice, Checkbox"):
             widget.focus()
             return
 
@@ -97,15 +98,8 @@ class Form(Vertical):
         if field.kind == "boolean":
             widget = Checkbox("", value=bool(value), compact=True)
         elif field.kind == "choice":
-            choices = [(content(choice, limit=40), choice) for choice in field.choices]
-            known = value if value in field.choices else Select.NULL
-            widget = Select(
-                choices,
-                value=known,
-                allow_blank=field.optional or known is Select.NULL,
-                prompt="automatic",
-                compact=True,
-            )
+            widget = Choice(field.choices, value, optional=field.optional)
+            self.values[field.name] = widget.value
         else:
             widget = Input(
                 parameters.written(field, value), compact=True, placeholder="automatic" if field.optional else ""
@@ -116,9 +110,9 @@ class Form(Vertical):
         return widget
 
     @on(Input.Changed)
-    @on(Select.Changed)
+    @on(Choice.Changed)
     @on(Checkbox.Changed)
-    def _changed(self, message: Input.Changed | Select.Changed | Checkbox.Changed) -> None:
+    def _changed(self, message: Input.Changed | Choice.Changed | Checkbox.Changed) -> None:
         message.stop()
         field = self._inputs.get(id(message.control))
         if field is None:
@@ -130,6 +124,6 @@ class Form(Vertical):
             except ValueError as error:
                 self.errors[field.name] = str(error)
         else:
-            self.values[field.name] = None if message.value is Select.NULL else message.value
+            self.values[field.name] = message.value
         self.show_errors(self.errors)
         self.post_message(self.Changed(self))

@@ -105,9 +105,9 @@ def command_line(
 def _within(field: Field, value: float) -> float:
     """The value, if it is in the field's range."""
     low, high = field.minimum, field.maximum
-    too_low = low is not None and (value <= low if field.exclusive_minimum else value < low)
-    too_high = high is not None and (value >= high if field.exclusive_maximum else value > high)
-    if too_low or too_high:
+    above = low is None or (value > low if field.exclusive_minimum else value >= low)
+    below = high is None or (value < high if field.exclusive_maximum else value <= high)
+    if not (above and below):  # in this form "nan" is refused too
         raise ValueError(f"It must be{limits(field)}.")
     return value
 

@@ -87,7 +87,7 @@ def main() -> None:
         msgspec.structs.replace(scene, telemetry=samples), scenes.replies() | {scenes.ReadLog: read_log}
     )
 
-    async def connect(session_directory: Path) -> scenes.SceneEngine:
+    async def connect(session_directory: Path, start: bool) -> scenes.SceneEngine:
         return engine
 
     app = FedApp(Path("/tmp/residual_cnn.trimtab"), connect=connect, theme="trimtab-dark")

@@ -577,7 +577,7 @@ def app_of(snapshot: Snapshot, answers: dict[type, Any] | None = None, **options
     """The dashboard on a scene, with a clock that stands still. Its engine is `app.engine`."""
     engine = SceneEngine(snapshot, replies() | (answers or {}))
 
-    async def connect(session_directory: Path) -> SceneEngine:
+    async def connect(session_directory: Path, start: bool) -> SceneEngine:
         return engine
 
     options.setdefault("theme", "trimtab-dark")

@@ -23,7 +23,8 @@ def advice(snapshot: Snapshot, view: View) -> Line:
     """The line, by urgency."""
     if view.link == "lost":
         reason = clean(view.link_reason, 160)
-        return ((" ! ", "bad-strong"), (f"What you see is old. {reason}", "bad"))
+        text = f"What you see is old. {reason} "
+        return ((" ! ", "bad-strong"), (text, "bad"), ("r", "key"), (" starts the engine.", "bad"))
     if snapshot.notices:
         return ((" ! ", "warn-strong"), (clean(snapshot.notices[-1], 300), "warn"))
     newest = max((job for job in snapshot.jobs if job.is_done), key=lambda job: job.state.finished, default=None)  # type: ignore[union-attr]

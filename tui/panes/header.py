@@ -67,4 +67,4 @@ def _link(view: View) -> list[Span]:
     if view.link == "connecting":
         return [(" connecting … ", "warn")]
     age = figures.duration(view.now - view.link_since)
-    return [(f" ! engine lost {age} ago, reconnecting ", "bad-strong")]
+    return [(f" ! no engine for {age} ", "bad-strong")]

@@ -43,12 +43,12 @@ class JobsPane(LineTable):
 
 def job_line(job: Job, width: int, now: float) -> Line:
     """One job in one line."""
-    title_width = min(max(width // 3, 16), 34)
+    title_width = _title_width(width)
     title = fit(clean(job.title or job.kind, 80), title_width)
     state = job.state
     if isinstance(state, Running):
         share, left = share_done(job), seconds_left(job, now)
-        bar = max(min(width - title_width - 24, 24), 0)
+        bar = max(min(width - title_width - 24, 24), 0) if width >= 60 else 0
         done, rest = charts.progress(share, bar)
         time = f"{figures.duration(left)} left" if left is not None else figures.duration(now - state.started)
         room = max(width - title_width - bar - 24, 0)
@@ -57,7 +57,7 @@ def job_line(job: Job, width: int, now: float) -> Line:
             ("▶ ", "accent"),
             (title, "accent"),
             (fit(figures.percent(share) if share is not None else "", 6, "right"), ""),
-            (" " + done, "accent"),
+            (" " + done if bar else "", "accent"),
             (rest, "track"),
             (fit(time, 12, "right"), "muted"),
             ("  " + message if room > 8 else "", "muted"),
@@ -80,6 +80,11 @@ def job_line(job: Job, width: int, now: float) -> Line:
     )
 
 
+def _title_width(width: int) -> int:
+    """Cells for the title: in a narrow pane it is worth more than the bar and the summary."""
+    return min(max(width - 26, 14), 36) if width < 90 else 36
+
+
 def _order(job: Job) -> tuple[int, float, int]:
     """Running first, then waiting in the order of the queue, then finished with the newest first."""
     if isinstance(job.state, Running):
@@ -90,7 +95,7 @@ def _order(job: Job) -> tuple[int, float, int]:
 
 
 def _step_line(step: Step, width: int) -> Line:
-    title_width = min(max(width // 3, 16), 34)
+    title_width = _title_width(width)
     reason = clean(step.reason or "", 200)
     return (
         ("⊘ ", "warn"),
@@ -101,5 +106,5 @@ def _step_line(step: Step, width: int) -> Line:
 
 
 def _run_line(run: RecipeRun, width: int) -> Line:
-    title_width = min(max(width // 3, 16), 34)
+    title_width = _title_width(width)
     return (("✗ ", "bad"), (fit(clean(run.title, 60), title_width), "bad"), ("  " + clean(run.error or "", 300), "bad"))

@@ -25,7 +25,7 @@ class FillInScreen(ModalScreen[dict[str, Any] | None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", show=False),
-        Binding("ctrl+enter,ctrl+j,f10", "accept", show=False),
+        Binding("ctrl+s,ctrl+enter", "accept", show=False),
     ]
 
     def __init__(
@@ -42,7 +42,7 @@ class FillInScreen(ModalScreen[dict[str, Any] | None]):
             yield Form(self._fields, self._given, id="form")
             yield Static(id="problem", classes="error")
             with Horizontal(classes="buttons"):
-                yield Button(self._accept, variant="primary", id="accept")
+                yield Button(f"{self._accept} (^s)", variant="primary", id="accept")
                 yield Button("Back (esc)", id="back")
 
     def on_mount(self) -> None:

@@ -15,7 +15,7 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
 from textual.timer import Timer
-from textual.widgets import Button, Static
+from textual.widgets import Button, Input, Static
 
 from engine.protocol import ApplyTechnique, CheckParameters, Field, ParametersChecked, TechniqueInfo, Variant
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 CHECK_SECONDS = 0.25
 """After the last keystroke the engine is asked this much later."""
 
+REST_SECONDS = 0.12
+"""The form appears when the cursor has rested so long: while it moves, every key is answered at once."""
+
 NAME = Field(name="name", kind="text", description="what the new variant is called", optional=True)
 """The one field every technique has."""
 
@@ -40,7 +43,7 @@ class TechniqueScreen(ModalScreen[bool]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "leave", show=False),
-        Binding("ctrl+enter,ctrl+j,f10", "apply", show=False),
+        Binding("ctrl+s,ctrl+enter", "apply", show=False),
     ]
 
     def __init__(self, techniques: tuple[TechniqueInfo, ...], source: Variant) -> None:
@@ -48,6 +51,7 @@ class TechniqueScreen(ModalScreen[bool]):
         self._techniques = {one.tag: one for one in techniques}
         self._source = source
         self._timer: Timer | None = None
+        self._formed = ""
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog wide", id="techniques") as dialog:
@@ -60,7 +64,7 @@ class TechniqueScreen(ModalScreen[bool]):
             yield Static(id="command", classes="hint")
             yield Static(id="problem", classes="error")
             with Horizontal(classes="buttons"):
-                yield Button("Apply (ctrl+⏎)", variant="primary", id="apply")
+                yield Button("Apply (^s)", variant="primary", id="apply")
                 yield Button("Back (esc)", id="back")
 
     def on_mount(self) -> None:
@@ -85,8 +89,8 @@ class TechniqueScreen(ModalScreen[bool]):
         return self._techniques.get(self.query_one(LineTable).key or "")
 
     @on(LineTable.Highlighted)
-    async def _highlighted(self) -> None:
-        """Draw the chosen technique: what it does, what to expect, and its form or the reason why not."""
+    def _highlighted(self) -> None:
+        """Say at once what the technique does, and make its form when the cursor rests on it."""
         chosen = self.chosen
         if chosen is None:
             return
@@ -96,18 +100,36 @@ class TechniqueScreen(ModalScreen[bool]):
         if chosen.unavailable is not None:
             parts.append(content(f"Not now: {chosen.unavailable}", "$warning"))
         self.query_one("#about", Static).update(Content("\n").join(parts))
+        self.query_one("#apply", Button).disabled = True
+        self.query_one("#problem", Static).update("")
+        self.query_one("#command", Static).update("")
+        if self._timer is not None:
+            self._timer.stop()
+        self._timer = self.set_timer(REST_SECONDS, self._show_form)
+
+    async def _show_form(self) -> None:
+        """The form of the chosen technique, unless it stands there already."""
+        chosen = self.chosen
+        if chosen is None or chosen.tag == self._formed:
+            self._show_command()
+            return
+        self._formed = chosen.tag
         box = self.query_one("#parameters")
         await box.remove_children()
         if chosen.unavailable is None:
             await box.mount(Form((*chosen.fields, NAME), id="form"))
-        self.query_one("#apply", Button).disabled = chosen.unavailable is not None
-        self.query_one("#problem", Static).update("")
         self._show_command()
 
     @on(LineTable.Chosen)
-    def _to_form(self) -> None:
+    async def _to_form(self) -> None:
+        await self._show_form()
         for form in self.query(Form):
             form.focus_first()
+
+    @on(Input.Submitted)
+    def _to_button(self) -> None:
+        """Enter in a field goes to the button, so that Enter twice applies."""
+        self.query_one("#apply", Button).focus()
 
     @on(Form.Changed)
     def _typed(self) -> None:
@@ -121,6 +143,8 @@ class TechniqueScreen(ModalScreen[bool]):
         form = next(iter(self.query(Form)), None)
         chosen = self.chosen
         line = ""
+        if chosen is None or chosen.tag != self._formed or (form is not None and form.errors):
+            form = None
         if form is not None and chosen is not None:
             values = dict(form.values)
             name = values.pop("name", None)

@@ -1,0 +1,72 @@
+"""Which figures stand for a variant, where it stands, and which one is best."""
+
+import msgspec
+import scenes
+
+from tui.comparison import best_variant, figures_for, lineage, ordered, tree
+
+
+def names(branches: list) -> list[str]:  # type: ignore[type-arg]
+    return [branch.variant.name for branch in branches]
+
+
+def test_the_tree_puts_every_variant_under_its_parent() -> None:
+    branches = tree(scenes.VARIANTS)
+    assert [branch.prefix + branch.variant.name for branch in branches] == [
+        "baseline",
+        "├ onnx",
+        "│ ├ int8",
+        "│ └ int8-dynamic",
+        "└ prune 50 %",
+    ]
+
+
+def test_a_variant_whose_parent_is_gone_is_still_listed() -> None:
+    assert set(names(tree(scenes.VARIANTS[2:]))) == {"int8", "int8-dynamic", "prune 50 %"}
+
+
+def test_the_best_is_the_fastest_that_passes_the_limit() -> None:
+    best = best_variant(scenes.work(), 8)
+    assert best is not None
+    assert best.name == "int8"
+
+
+def test_what_breaks_the_limit_or_lacks_data_is_never_best() -> None:
+    snapshot = scenes.work()
+    judged = tuple(
+        msgspec.structs.replace(one, verdict="NOT ENOUGH DATA") if hasattr(one, "verdict") else one
+        for one in snapshot.measurements
+    )
+    assert best_variant(msgspec.structs.replace(snapshot, measurements=judged), 8) is None
+
+
+def test_figures_of_another_batch_size_are_not_shown() -> None:
+    snapshot = scenes.work()
+    assert figures_for(snapshot, "v2", 8).latency.p50_ms == 2.38  # type: ignore[union-attr]
+    assert figures_for(snapshot, "v2", 32).latency is None
+
+
+def test_a_newer_measurement_replaces_an_older_one() -> None:
+    snapshot = scenes.work()
+    newer = msgspec.structs.replace(scenes.latency("v2", 8, 1.5, 6.0), id="newer", created=scenes.NOW)
+    snapshot = msgspec.structs.replace(snapshot, measurements=(*snapshot.measurements, newer))
+    assert figures_for(snapshot, "v2", 8).latency is newer
+
+
+def test_sorting_by_speed_puts_the_unmeasured_last() -> None:
+    snapshot = scenes.work()
+    assert names(ordered(snapshot, 8, "speed"))[0] == "int8"
+    assert names(ordered(snapshot, 8, "drop"))[-1] == "prune 50 %"
+    assert names(ordered(snapshot, 8, "size"))[0] == "int8"
+    without = tuple(one for one in snapshot.measurements if one.variant != "v4")
+    assert names(ordered(msgspec.structs.replace(snapshot, measurements=without), 8, "speed"))[-1] != "int8"
+
+
+def test_a_filter_keeps_the_ancestors_in_the_tree() -> None:
+    assert names(ordered(scenes.work(), 8, "tree", "dynamic")) == ["baseline", "onnx", "int8-dynamic"]
+    assert names(ordered(scenes.work(), 8, "size", "dynamic")) == ["int8-dynamic"]
+    assert ordered(scenes.work(), 8, "tree", "nothing like it") == []
+
+
+def test_lineage_leads_from_the_baseline() -> None:
+    assert [one.name for one in lineage(scenes.work(), scenes.VARIANTS[2])] == ["baseline", "onnx", "int8"]
