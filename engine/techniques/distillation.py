@@ -31,9 +31,7 @@ class Distill(Parameters, frozen=True, tag="distill"):
     ] = 0.5
     student: Annotated[
         Literal["auto", "user", "derived"],
-        Meta(
-            description="student_model() of the model file, or one made from the teacher; auto: the former if it is there"
-        ),
+        Meta(description="the model file's student_model() or one made from the teacher; auto: the user's if any"),
     ] = "auto"
     student_width: Annotated[
         float, Meta(gt=0, le=1, description="for a derived student: share of the teacher's channels, heads and neurons")
