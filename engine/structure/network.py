@@ -207,7 +207,7 @@ class PrunableNetwork:
         graph, names = tp.dependency.graph, self._names
         most = max(FEWEST_LINKS, LINKS_PER_NODE * len(self._graph.module2node))
 
-        class Bounded(graph.Group):  # type: ignore[name-defined,misc]
+        class Bounded(graph.Group):  # type: ignore[name-defined]
             def add_dep(self, dep: Any, idxs: Any) -> None:
                 if len(self._group) > most:
                     name = names.get(self._group[0].dep.target.module, "a layer")
