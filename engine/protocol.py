@@ -789,16 +789,7 @@ class TelemetryHistory(Record, tag="telemetry-history"):
     samples: tuple[TelemetrySample, ...]
 
 
-Result = (
-    Done
-    | RunAccepted
-    | Techniques
-    | ParametersChecked
-    | Text
-    | Exported
-    | MetricHistory
-    | TelemetryHistory
-)
+Result = Done | RunAccepted | Techniques | ParametersChecked | Text | Exported | MetricHistory | TelemetryHistory
 
 EngineEvent = (
     ModelOpened

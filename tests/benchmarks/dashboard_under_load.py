@@ -41,7 +41,9 @@ async def feed(engine: Any, seconds: float) -> None:
         engine.push(JobLogged(seq=0, job="j4", lines=(message,)))
         if tick % 5 == 0:
             cores = tuple(min(max(wave + 0.2 * math.sin(tick + core), 0.0), 1.0) for core in range(8))
-            gpus = tuple(msgspec.structs.replace(gpu, utilisation=wave, power_w=300 + 200 * wave) for gpu in sample.gpus)
+            gpus = tuple(
+                msgspec.structs.replace(gpu, utilisation=wave, power_w=300 + 200 * wave) for gpu in sample.gpus
+            )
             engine.push(
                 TelemetrySampled(
                     seq=0,

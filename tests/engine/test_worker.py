@@ -150,7 +150,7 @@ assert tui.NAME == "their tui"
 
 
 async def test_a_repository_with_an_engine_and_a_tui_of_its_own_gets_its_own(session, tmp_path, monkeypatch):
-    """Many PyTorch repositories have an engine.py; theirs is found, at the top and deferred, and ours goes on working."""
+    """Many PyTorch repositories have an engine.py; theirs is found, at the top and deferred, and ours still works."""
     repository = tmp_path / "repository"
     write_model(repository, "def train_one_epoch():\n    return 'their engine'\n", "engine.py")
     write_model(repository, "NAME = 'their tui'\n", "tui.py")

@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 from engine.protocol import Snapshot
 from tui.app import TrimtabApp
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 8.0
 """How long something may take on a machine that is busy with other things."""
 
 
@@ -71,7 +71,7 @@ async def dashboard(
     """The dashboard on a scene, connected and painted."""
     snapshot = scenes.work() if snapshot is None else snapshot
     app = scenes.app_of(snapshot, answers, **options)
-    async with app.run_test(size=size) as pilot:
+    async with app.run_test(size=size, notifications=True) as pilot:
         driven = Dashboard(app, pilot)
         await driven.until(lambda: app.connection.link == "connected" and app.main.query("#variants"), "connecting")
         app.paint()

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 WIDE = 130
 """From this width on the screen has room for every column."""
 
+NARROW = 98
+"""Below this width the interval makes room for the verdict."""
+
 
 class CompareScreen(Screen[None]):
     """See the top of this file."""
@@ -80,14 +83,15 @@ def headings(width: int) -> Line:
     name = name_width(width)
     text = "   " + fit("Variant", name) + f"{'Runtime':<14}{'Batch':>5}{'p50 ms':>8}"
     text += f"{'p99 ms':>8}{'per s':>8}" if width >= WIDE else ""
-    text += f"{'Speed-up':>9}  {'95 % CI':<12}"
+    text += f"{'Speed-up':>9}"
+    text += f"  {'95 % CI':<12}" if width >= NARROW else ""
     text += f"{'× parent':>8}{'Size':>9}" if width >= WIDE else ""
     return ((text + f"{'Acc %':>7}{'Drop':>7}  Verdict", "heading"),)
 
 
 def name_width(width: int) -> int:
     """Cells for the tree: what the figures leave, within reason."""
-    return min(max(width - (115 if width >= WIDE else 82), 16), 34)
+    return min(max(width - (115 if width >= WIDE else 78), 16), 34)
 
 
 def rows(snapshot: Snapshot, against: str | None, width: int) -> list[Row]:
@@ -127,7 +131,8 @@ def _row(
         spans.append((f"{figures.milliseconds(one.p99_ms if one else None):>8}", "muted"))
         spans.append((f"{figures.per_second(one.throughput_per_s if one else None):>8}", ""))
     spans.append((f"{figures.ratio(speed.ratio if speed else None):>9}", role))
-    spans.append((fit("  " + (figures.interval(speed.low, speed.high) if speed else ""), 14), "muted"))
+    if width >= NARROW:
+        spans.append((fit("  " + (figures.interval(speed.low, speed.high) if speed else ""), 14), "muted"))
     if width >= WIDE:
         spans.append((f"{figures.ratio(parent.ratio if parent else None):>8}", "muted"))
         spans.append((f"{figures.size(variant.size_bytes):>9}", "" if first else "faint"))

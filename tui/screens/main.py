@@ -85,7 +85,9 @@ class MainScreen(Screen[None]):
     # --- drawing: everything from one snapshot -----------------------------------------------------
 
     def show(self, snapshot: Snapshot, view: View) -> None:
-        """Draw all panes that are in sight."""
+        """Draw all panes that are in sight. A resize can ask for it before they are mounted."""
+        if not self.query(FooterPane):
+            return
         with self.app.batch_update():
             for pane in (HeaderPane, VariantsPane, JobsPane, HardwarePane, AdvicePane):
                 widget = self.query_one(pane)

@@ -7,6 +7,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
+from textual.events import Key
 from textual.screen import ModalScreen
 from textual.widgets import Button, Static
 
@@ -21,7 +22,7 @@ class Answer(NamedTuple):
 
 
 class QuestionScreen(ModalScreen[str | None]):
-    """The first answer has the focus. `text` is Content, so foreign words in it are clean."""
+    """The first answer gets the focus (Textual's AUTO_FOCUS). `text` is Content, so foreign words in it are clean."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", show=False),
@@ -44,13 +45,10 @@ class QuestionScreen(ModalScreen[str | None]):
                     label = Content.assemble((answer.key, "underline"), " ", answer.label)
                     yield Button(label, variant="error" if answer.dangerous else "primary", id=f"answer-{answer.word}")
 
-    def on_mount(self) -> None:
-        self.query(Button).first().focus()
-
-    def on_key(self, event: object) -> None:
-        key = getattr(event, "key", "")
+    def on_key(self, event: Key) -> None:
         for answer in self._answers:
-            if key == answer.key:
+            if event.key == answer.key:
+                event.stop()  # or the screen below, which is there again by then, would take the key as its own
                 self.dismiss(answer.word)
 
     @on(Button.Pressed)

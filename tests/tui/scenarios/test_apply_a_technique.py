@@ -43,7 +43,7 @@ async def test_what_only_the_engine_knows_is_shown_beside_the_field() -> None:
         await seen.press("down", "t", "enter")
         await seen.sees("calibration samples")
         await seen.type("300")
-        await seen.sees("There are only 100 samples.")
+        await seen.sees("There are only 100")
 
 
 async def test_a_choice_and_a_switch_are_changed_by_keys() -> None:

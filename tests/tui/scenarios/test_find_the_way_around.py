@@ -63,7 +63,7 @@ async def test_the_mouse_chooses_opens_and_presses_the_footer() -> None:
         await seen.press("escape")
         x = next(line for line in seen.text.split("\n") if "? help" in line).index("? help")
         assert await seen.pilot.click("#footer", offset=(x, 0))
-        await seen.sees("Show every key")
+        await seen.sees("Apply a technique to the chosen variant.")
 
 
 async def test_t_cycles_through_our_themes() -> None:

@@ -57,7 +57,7 @@ async def test_the_screen_is_painted_before_the_engine_answers() -> None:
         raise AssertionError
 
     app.connection._connect = never
-    async with app.run_test(size=(100, 30)) as pilot:
+    async with app.run_test(size=(100, 30), notifications=True) as pilot:
         for _ in range(100):
             await pilot.pause(0.02)
             if "connecting" in scenes.text_of(app):
