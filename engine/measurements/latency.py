@@ -5,7 +5,8 @@ variant runs in. Beside it run a second load of the baseline (its ratio to the f
 it can, the parent under the variant's runtime: INT8 on ONNX Runtime against eager FP32 mixes two gains.
 
 Verdict, with delta the larger of 1 % and the floor: FASTER when the whole interval lies above 1 + delta, SLOWER
-below 1 / (1 + delta), SAME when it lies within delta and within 5 % of 1, else UNDECIDED. On a GPU a call's time includes the synchronisation at its end.
+below 1 / (1 + delta), SAME when it lies within delta and within 5 % of 1, else UNDECIDED. On a GPU a call's time
+includes the synchronisation at its end.
 """
 
 from __future__ import annotations

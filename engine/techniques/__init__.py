@@ -88,7 +88,8 @@ def technique(
 
     def register(function: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
         tag = parameters.__struct_config__.tag
-        assert isinstance(tag, str) and group in GROUPS
+        assert isinstance(tag, str)
+        assert group in GROUPS
         _registry[tag] = Technique(
             tag=tag,
             title=title,
@@ -219,12 +220,12 @@ def why_unavailable(
         return f"{chosen.title} works on an ONNX graph: apply export-onnx to {variant.name} first."
     if Needs.TRAIN_DATA in chosen.needs and "train_data" not in offers:
         return f"{chosen.title} needs training data: add train_data() to the model file."
-    if Needs.CALIBRATION_DATA in chosen.needs and not offers & {"calibration_data", "train_data", "test_data"}:
-        if not getattr(parameters, "synthetic", False):
-            return (
-                f"{chosen.title} needs data to calibrate on: add calibration_data() to the model file "
-                '(or calibration_data = "calib.npz" for an .onnx), or set synthetic = true.'
-            )
+    no_data = not offers & {"calibration_data", "train_data", "test_data"}
+    if Needs.CALIBRATION_DATA in chosen.needs and no_data and not getattr(parameters, "synthetic", False):
+        return (
+            f"{chosen.title} needs data to calibrate on: add calibration_data() to the model file "
+            '(or calibration_data = "calib.npz" for an .onnx), or set synthetic = true.'
+        )
     if Needs.STUDENT_MODEL in chosen.needs and "student_model" not in offers:
         return f"{chosen.title} needs a student: add student_model() to the model file."
     for package, install in chosen.packages:
