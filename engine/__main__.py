@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     load_package()
     role, *rest = arguments
     if role == "server":
-        importlib.import_module(f"{PRIVATE_NAME}.server").main(rest)
+        importlib.import_module(f"{PRIVATE_NAME}.server.server").main(rest)
     elif role == "fork-server":
         importlib.import_module(f"{PRIVATE_NAME}.fork_server").main(rest)
     else:

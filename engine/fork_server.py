@@ -34,9 +34,9 @@ PRELOADED = ("ctypes", "numpy", "torch", "onnx", "safetensors.torch", "torch._dy
 PRELOADED_OWN = (
     "worker",
     "models",
-    "model_files.datasets",
-    "model_files.importing",
-    "model_files.scoring",
+    "models.datasets",
+    "models.importing",
+    "models.scoring",
     "techniques.onnx_conversion",
     "techniques.quantization",
     "graphs.onnx_graph",

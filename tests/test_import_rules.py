@@ -54,12 +54,13 @@ import asyncio, os, runpy, sys, threading
 sys.path = [entry for entry in sys.path if entry not in ("", os.getcwd())]
 main = runpy.run_path({main!r})
 main["load_package"]()
-server = sys.modules["_trimtab_engine"].__name__ + ".server"
+server = sys.modules["_trimtab_engine"].__name__ + ".server.server"
 import importlib
 server = importlib.import_module(server)
 from _trimtab_engine.session import Session
 from _trimtab_engine.paths import lock_session
-from _trimtab_engine import protocol, commands
+from _trimtab_engine import protocol
+from _trimtab_engine.server import commands
 from pathlib import Path
 
 async def live():
@@ -91,5 +92,5 @@ def test_the_engine_at_work_holds_nothing_heavy_and_leaves_the_users_names_alone
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     code = ENGINE_AT_WORK.format(main=str(ROOT / "engine" / "__main__.py"), session=str(tmp_path / "m.trimtab"))
     modules = modules_after(code, "-P")
-    assert "_trimtab_engine.server" in modules
+    assert "_trimtab_engine.server.server" in modules
     assert modules & (HEAVY | SCREEN | USER_NAMES) == set()

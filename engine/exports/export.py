@@ -18,11 +18,11 @@ from pathlib import Path
 
 from ..hardware import read_processor
 from ..protocol import Exported, ModelSource, Variant
-from ..ranking import best_variant
 from ..safety import UnsafePath, clean_text, file_slug, inside
 from ..session import Session, SessionError
+from ..session.ranking import best_variant
+from ..session.variant_files import COPY_BYTES, describe, sha256_of, sync_directory
 from ..targets import moves_class
-from ..variant_files import COPY_BYTES, describe, sha256_of, sync_directory
 from . import results
 from .recipe import lineage, recipe_for
 from .report import report

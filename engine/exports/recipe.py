@@ -11,9 +11,9 @@ from typing import Any
 
 from .. import __version__
 from ..protocol import Variant
-from ..ranking import Figures, figures_of
 from ..safety import clean_text, toml_string
 from ..session import Session, SessionError
+from ..session.ranking import Figures, figures_of
 
 
 def recipe_text(session: Session, variant: Variant) -> str:

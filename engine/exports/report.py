@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..protocol import Changed, Latency, Variant
-from ..ranking import figures_of
 from ..safety import clean_text, markdown_cell, markdown_code
 from ..session import Session
+from ..session.ranking import figures_of
 from ..techniques import Refusal, find_technique
 from . import figures
 from .recipe import lineage

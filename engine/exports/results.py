@@ -14,9 +14,9 @@ from typing import Any
 
 from .. import __version__
 from ..protocol import Accuracy, Changed, Failed, Latency, Ratio, RecipeRun, Step, Variant
-from ..ranking import best_variant, figures_of
-from ..recipe_steps import CANCELLED
+from ..recipes.steps import CANCELLED
 from ..session import Session, SessionError
+from ..session.ranking import best_variant, figures_of
 from . import table
 
 STEP_STATUS = {"cancelled": "failed"}

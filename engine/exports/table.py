@@ -1,4 +1,4 @@
-"""The comparison as a table: one row a variant, with the measurement that stands for it (see `engine/ranking.py`).
+"""The comparison as a table: one row a variant, with the measurement that stands for it (`engine/session/ranking.py`).
 
 Works on the plain data of `results.py`, so that the JSON and the tables cannot differ. CSV has one figure a column
 and full digits, for machines; Markdown is for people, on a terminal too, and has aligned columns.

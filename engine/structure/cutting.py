@@ -14,7 +14,7 @@ import msgspec
 from torch import nn
 
 from ..context import JobContext, LoadedVariant, VariantFiles
-from ..model_files.torch_model import save_module
+from ..models.torch_model import save_module
 from ..protocol import Changed
 from . import sensitivity
 from .cost import example_call, macs_of, parameters_of, time_share

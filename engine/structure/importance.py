@@ -17,9 +17,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..losses import moved
-from ..objectives import Objective
-from ..training_data import TrainingData
+from ..training.data import TrainingData
+from ..training.losses import moved
+from ..training.objectives import Objective
 from .network import Group, PrunableNetwork
 
 Mass = Callable[[torch.Tensor], torch.Tensor]

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..checkpoints import checkpoints_for
 from ..context import JobContext, LoadedVariant
-from ..objectives import Objective, Teaching
 from ..training import Course, Outcome, Plan, Precision, held_out_accuracy, reestimate_batch_norm, train
-from ..training_data import TrainingData
+from ..training.checkpoints import checkpoints_for
+from ..training.data import TrainingData
+from ..training.objectives import Objective, Teaching
 from .cost import parameters_of
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ import msgspec
 import torch
 from torch import nn
 
-from ..checkpoints import checkpoints_for
 from ..context import JobContext, LoadedVariant, VariantFiles
-from ..model_files.torch_model import save_module
-from ..objectives import Objective, Teaching
+from ..models.torch_model import save_module
 from ..protocol import Changed
 from ..training import Course, Plan, Precision, held_out_accuracy, train
-from ..training_data import TrainingData
+from ..training.checkpoints import checkpoints_for
+from ..training.data import TrainingData
+from ..training.objectives import Objective, Teaching
 from .cost import example_call, macs_of, parameters_of
 from .students import derive
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..context import JobContext, LoadedVariant, VariantFiles
-from ..model_files.torch_model import save_module
+from ..models.torch_model import save_module
 from ..protocol import Changed
 from .cost import parameters_of
 from .masks import Masks, apply_masks, compressed_bytes, magnitude_masks, sparsity_of, two_of_four_masks

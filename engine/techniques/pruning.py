@@ -6,7 +6,7 @@ as before: it pays only where the file is compressed, or where a GPU has sparse 
 network: fewer multiply-adds, faster everywhere.
 
 Both cut, measure batch normalisation anew, and fine-tune on the user's training data with the uncut network as a
-teacher; how layers hang together is `engine/structure/`, the training is `engine/training.py`.
+teacher; how layers hang together is `engine/structure/`, the training is `engine/training/`.
 """
 
 from __future__ import annotations

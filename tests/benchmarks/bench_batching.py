@@ -20,13 +20,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from engine.batch_arrays import Arrays
 from engine.batching import BatchPolicy, DynamicBatcher
-from engine.measurements.load import Load
-from engine.measurements.load_generator import LoadGenerator
-from engine.measurements.load_record import Record
-from engine.measurements.load_summary import LoadSummary, summarise
-from engine.measurements.load_target import BatcherTarget
+from engine.batching.arrays import Arrays
+from engine.measurements.load_test.generator import LoadGenerator
+from engine.measurements.load_test.record import Record
+from engine.measurements.load_test.request import Load
+from engine.measurements.load_test.summary import LoadSummary, summarise
+from engine.measurements.load_test.target import BatcherTarget
 
 SECONDS = 3.0
 ROW: Arrays = {"input": np.zeros((1, 16), np.float32)}

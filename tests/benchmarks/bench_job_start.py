@@ -15,8 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from engine.hardware import read_processor
+from engine.jobs.workers import ForkServer
 from engine.protocol import InspectModel, JobSpec, ModelSource
-from engine.workers import ForkServer
 
 STARTS = 30
 

@@ -21,9 +21,9 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests" / "engine")]
 from learning_models import CNN_FILE, make_job, open_text  # noqa: E402
 
 from engine import training  # noqa: E402
-from engine.objectives import Objective  # noqa: E402
 from engine.protocol import encode_frame  # noqa: E402
-from engine.training_data import TrainingData  # noqa: E402
+from engine.training.data import TrainingData  # noqa: E402
+from engine.training.objectives import Objective  # noqa: E402
 
 ROUNDS = 12
 EPOCHS = 4

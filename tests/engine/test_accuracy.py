@@ -12,8 +12,8 @@ from engine.context import JobCancelled, JobContext, LoadedVariant
 from engine.measurements.accuracy import batch_size_for, drop_verdict, measure_accuracy
 from engine.measurements.agreement import Agreement, answers
 from engine.measurements.statistics import Interval
-from engine.model_files.torch_model import save_module
 from engine.models import ModelError
+from engine.models.torch_model import save_module
 from engine.protocol import VariantDraft
 
 

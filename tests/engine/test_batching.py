@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from gated_models import Arrays, Gate, asleep, behind_a_busy_model, double, rows, soon, until, wait_for
 
-from engine.batch_executor import BatchExecutor
-from engine.batch_queue import COMPLETED, Request
 from engine.batching import (
     BatchPolicy,
     DynamicBatcher,
 )
+from engine.batching.executor import BatchExecutor
+from engine.batching.queue import COMPLETED, Request
 
 
 async def test_every_caller_gets_its_own_rows_under_mixed_load() -> None:

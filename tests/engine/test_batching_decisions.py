@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.batch_policy import BatchPolicy
-from engine.batch_queue import FOREVER, QUEUED, Request, RequestQueue, ServiceTimes
+from engine.batching.policy import BatchPolicy
+from engine.batching.queue import FOREVER, QUEUED, Request, RequestQueue, ServiceTimes
 
 
 def waiting(

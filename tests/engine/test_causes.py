@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-from engine.causes import MemoryWitness, explain_death
-from engine.workers import Exit
+from engine.jobs.causes import MemoryWitness, explain_death
+from engine.jobs.workers import Exit
 
 
 class Witness(MemoryWitness):

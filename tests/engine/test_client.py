@@ -104,7 +104,7 @@ async def test_an_engine_that_hangs_is_named(session, monkeypatch):
     client = await connect(session, client="test")
     await client.aclose()
     os.kill(client.welcome.pid, signal.SIGSTOP)
-    monkeypatch.setattr("engine.client.HANDSHAKE_SECONDS", 0.3)
+    monkeypatch.setattr("engine.client.client.HANDSHAKE_SECONDS", 0.3)
     with pytest.raises(EngineError, match=rf"process {client.welcome.pid}\) does not answer"):
         await connect(session, client="test")
 
@@ -120,7 +120,7 @@ async def test_starting_right_after_stopping_waits_for_the_old_one_to_let_go(ses
 
 
 async def test_a_reader_that_falls_behind_gets_the_newest_state_instead(session, monkeypatch):
-    monkeypatch.setattr("engine.client.MAX_WAITING_EVENTS", 10)
+    monkeypatch.setattr("engine.client.client.MAX_WAITING_EVENTS", 10)
     client = await connect(session, client="test")
     events = client.events()
     for number in range(25):

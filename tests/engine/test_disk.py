@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.disk import disk_is_short
+from engine.session.disk import disk_is_short
 
 
 def disk(free_mib: int, total_mib: int, files: int = 1_000_000, free_files: int = 500_000) -> os.statvfs_result:

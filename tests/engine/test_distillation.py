@@ -7,14 +7,14 @@ from torch import nn
 
 from engine.context import JobCancelled
 from engine.hardware import read_processor
-from engine.objectives import Objective
 from engine.protocol import Hardware, Progressed
 from engine.structure.network import CannotPrune
 from engine.structure.students import derive, drop_blocks
 from engine.techniques import Refusal
 from engine.techniques.distillation import Distill, distill, refuse
 from engine.training import held_out_accuracy
-from engine.training_data import TrainingData
+from engine.training.data import TrainingData
+from engine.training.objectives import Objective
 
 from .learning_models import CNN_FILE, RECURRENT_FILE, TRANSFORMER_FILE, adopted, baseline, make_job, open_text, points
 from .test_pruning import trained_file

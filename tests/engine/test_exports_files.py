@@ -9,10 +9,10 @@ from session_makers import CONDITIONS, add_accuracy, add_latency, add_variant, m
 
 from engine.exports import export_variants, recipe_text
 from engine.protocol import Left, ModelSource
-from engine.recipe_files import read_recipe
+from engine.recipes.files import read_recipe
 from engine.session import Session, SessionError
+from engine.session.variant_files import sha256_of
 from engine.techniques import parse_parameters, with_defaults
-from engine.variant_files import sha256_of
 
 HOSTILE = 'conv[/]x\x1b]52;c;AAAA\x07 "]\n=cmd()|`'
 

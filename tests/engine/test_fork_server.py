@@ -12,8 +12,8 @@ from engines import becomes, children, group_is_gone, is_gone, job_of, model_tha
 
 from engine.client import EngineClient, connect
 from engine.hardware import read_processor
+from engine.jobs.workers import ForkServer
 from engine.protocol import Failed, InspectModel, JobSpec, ModelSource
-from engine.workers import ForkServer
 
 
 async def sleeping_job(client: EngineClient, tmp_path: Path) -> tuple[int, int]:

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import history
-from engine.history import History, lowest_and_highest, thin
 from engine.protocol import GpuSample, TelemetrySample
+from engine.session import history
+from engine.session.history import History, lowest_and_highest, thin
 
 
 def sample(time, cpu=0.5, **changes):

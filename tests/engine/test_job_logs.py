@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from engine import job_logs
-from engine.job_logs import LogFollower, append, last_line, read_piece
+from engine.jobs import logs as job_logs
+from engine.jobs.logs import LogFollower, append, last_line, read_piece
 
 
 def test_only_complete_lines_come_until_the_job_ends(tmp_path: Path):

@@ -1,6 +1,6 @@
 """Who may run beside whom."""
 
-from engine.leases import Claim, startable
+from engine.jobs.leases import Claim, startable
 
 
 def claim(job: str, device: str = "cpu", exclusive: bool = False) -> Claim:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engine.measurements.arrivals import Kind, Schedule, Times
+from engine.measurements.load_test.arrivals import Kind, Schedule, Times
 
 
 @pytest.mark.parametrize("kind", ["poisson", "constant", "bursty"])

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from gated_models import wait_for
 
-from engine.batch_arrays import Arrays
-from engine.batch_executor import Deliver, clock
-from engine.batch_policy import BatchPolicy, QueueFull
-from engine.batch_queue import COMPLETED, FAILED, Batch, Request
-from engine.measurements.load import Load
-from engine.measurements.load_generator import LoadGenerator
-from engine.measurements.load_record import Record
-from engine.measurements.load_summary import LoadSummary, summarise
-from engine.measurements.load_target import BatcherTarget
+from engine.batching.arrays import Arrays
+from engine.batching.executor import Deliver, clock
+from engine.batching.policy import BatchPolicy, QueueFull
+from engine.batching.queue import COMPLETED, FAILED, Batch, Request
+from engine.measurements.load_test.generator import LoadGenerator
+from engine.measurements.load_test.record import Record
+from engine.measurements.load_test.request import Load
+from engine.measurements.load_test.summary import LoadSummary, summarise
+from engine.measurements.load_test.target import BatcherTarget
 
 POOL = [{"x": np.full((1, 2), float(value))} for value in range(10)]
 

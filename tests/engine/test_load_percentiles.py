@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from engine.measurements.percentiles import late_allowed, quantile, requests_needed
+from engine.measurements.load_test.percentiles import late_allowed, quantile, requests_needed
 
 
 @pytest.mark.parametrize(

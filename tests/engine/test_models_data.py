@@ -7,9 +7,9 @@ import pytest
 import torch
 from opened_models import CLASSIFIER, LABELLED, linear_graph, opened, refusal, write
 
-from engine.model_files.datasets import labels_array
-from engine.model_files.scoring import by_user, top_1
 from engine.models import ModelError
+from engine.models.datasets import labels_array
+from engine.models.scoring import by_user, top_1
 
 
 def rows(batches: object) -> set[bytes]:

@@ -9,8 +9,8 @@ import pytest
 from onnx import TensorProto, helper
 from opened_models import linear_graph, opened, refusal, save_graph
 
-from engine.model_files.onnx_safety import contained
 from engine.models import ModelError
+from engine.models.onnx_safety import contained
 
 
 def external(directory: Path) -> tuple[Path, onnx.ModelProto]:

@@ -18,7 +18,7 @@ specification = importlib.util.spec_from_file_location(
     "_trimtab_engine", root / "__init__.py", submodule_search_locations=[str(root)])
 sys.modules["_trimtab_engine"] = importlib.util.module_from_spec(specification)
 specification.loader.exec_module(sys.modules["_trimtab_engine"])
-from _trimtab_engine.model_files.torch_model import load_saved_module, save_module
+from _trimtab_engine.models.torch_model import load_saved_module, save_module
 from _trimtab_engine.models import file_sha256, open_model
 from _trimtab_engine.protocol import ModelSource
 

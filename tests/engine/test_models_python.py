@@ -7,8 +7,8 @@ import pytest
 import torch
 from opened_models import CLASSIFIER, LABELLED, baseline_of, opened, refusal, write
 
-from engine.model_files.torch_model import load_saved_module, save_module
 from engine.models import ModelError, file_sha256, open_model
+from engine.models.torch_model import load_saved_module, save_module
 from engine.protocol import ModelSource
 
 

@@ -2,9 +2,7 @@
 
 import asyncio
 
-from engine import outgoing
 from engine.client import fold
-from engine.outgoing import Outgoing, snapshot_frame
 from engine.protocol import (
     FRAME_HEADER,
     Done,
@@ -29,6 +27,8 @@ from engine.protocol import (
     decode_engine_message,
     encode_frame,
 )
+from engine.server import outgoing
+from engine.server.outgoing import Outgoing, snapshot_frame
 
 PROCESSOR = Processor(name="p", features=(), physical_cores=1, logical_cores=1, memory_bytes=1)
 

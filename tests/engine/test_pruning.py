@@ -9,7 +9,6 @@ from torch import nn
 
 from engine.context import JobCancelled
 from engine.hardware import read_processor
-from engine.objectives import Objective
 from engine.protocol import Hardware, Progressed
 from engine.structure.importance import squares, taylor_mass, unit_scores
 from engine.structure.masks import apply_masks, magnitude_masks, two_of_four_masks
@@ -24,7 +23,8 @@ from engine.techniques.pruning import (
     refuse_structured,
 )
 from engine.training import Course, Plan, held_out_accuracy, train
-from engine.training_data import TrainingData
+from engine.training.data import TrainingData
+from engine.training.objectives import Objective
 
 from .learning_models import (
     CNN_FILE,

@@ -4,8 +4,8 @@ import pytest
 from session_makers import CONDITIONS, add_accuracy, add_latency, add_variant
 
 from engine.protocol import Conditions, SessionOptions
-from engine.ranking import best_variant, figures_of, judge, verdict_at
 from engine.session import Session
+from engine.session.ranking import best_variant, figures_of, judge, verdict_at
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.recipe_files import RecipeError, read_recipe
+from engine.recipes.files import RecipeError, read_recipe
 
 WHOLE = """
 model = "nets/residual_cnn.py"

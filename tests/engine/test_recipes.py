@@ -7,8 +7,8 @@ from quick_jobs import QuickJobs, failed
 from session_makers import add_variant
 
 from engine.protocol import ApplyTechnique, MeasureVariant, OpenModel, RunChanged, RunRecipe, SessionOptions
-from engine.recipe_files import RecipeError
 from engine.recipes import RecipeRunner
+from engine.recipes.files import RecipeError
 from engine.session import Session, SessionError
 
 CHAIN = """

@@ -18,6 +18,7 @@ from engines import becomes, children, end, ended_job, is_gone, model_that, open
 
 from engine import protocol
 from engine.client import EngineError, connect
+from engine.client.starting import MAIN
 from engine.paths import listed_sessions, read_record
 from engine.protocol import (
     FRAME_HEADER,
@@ -30,7 +31,6 @@ from engine.protocol import (
     TelemetrySampled,
     encode_frame,
 )
-from engine.starting import MAIN
 
 HELLO = Hello(protocol=protocol.PROTOCOL, oldest_protocol=protocol.OLDEST_PROTOCOL, version="0", client="test")
 
@@ -381,7 +381,7 @@ async def test_a_swept_socket_is_put_back_and_a_removed_session_ends_the_engine(
 
 
 def test_the_peer_is_known_from_the_kernel():
-    from engine.connections import peer_uid
+    from engine.server.connections import peer_uid
 
     ours, theirs = socket.socketpair()
     with ours, theirs:

@@ -38,7 +38,7 @@ def test_ids_are_short_and_sort_by_age_even_when_the_clock_goes_back(session, mo
     first = [session.new_id() for _ in range(100)]
     add_variant(session, "baseline")
     newest = max(session.variants)
-    monkeypatch.setattr("engine.session.time.time", lambda: 1_800_000_000.0 - 10**8)
+    monkeypatch.setattr("engine.session.session.time.time", lambda: 1_800_000_000.0 - 10**8)
     again = reopened(session)
     assert first == sorted(set(first))
     assert again.new_id() > newest
@@ -193,7 +193,7 @@ def test_old_work_is_removed_and_logs_are_kept(session):
 
 
 def test_only_the_newest_jobs_are_remembered(session, monkeypatch):
-    monkeypatch.setattr("engine.recovery.JOBS_KEPT", 2)
+    monkeypatch.setattr("engine.session.recovery.JOBS_KEPT", 2)
     for id in ("a1", "a2", "a3"):
         session.put_job(Job(id=id, kind="x", title="x", created=1.0, state=Queued()))
         session.job_directory(id)

@@ -150,7 +150,7 @@ def test_a_full_disk_while_files_are_stored_leaves_nothing_behind(tmp_path, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("engine.variant_files.os.fsync", full)
+        patched.setattr("engine.session.variant_files.os.fsync", full)
         with pytest.raises(SessionError, match="no room left on the disk"):
             add_variant(session, "int8", base)
     assert is_whole(session) == []

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoints import Checkpoints
 from engine.context import JobCancelled
-from engine.losses import cross_entropy, main_output, soft_loss
 from engine.models import ModelError
-from engine.objectives import Objective, Teaching
 from engine.protocol import MetricReported, Progressed
 from engine.training import Course, Plan, held_out_accuracy, rate_factor, reestimate_batch_norm, train
-from engine.training_data import TrainingData
+from engine.training.checkpoints import Checkpoints
+from engine.training.data import TrainingData
+from engine.training.losses import cross_entropy, main_output, soft_loss
+from engine.training.objectives import Objective, Teaching
 
 from .learning_models import CNN_FILE, make_job, open_text, points
 
@@ -265,9 +265,9 @@ import pathlib, sys
 sys.path[:0] = [{repository!r}, {tests!r}]
 import engine.training as training
 from learning_models import CNN_FILE, make_job, open_text
-from engine.checkpoints import Checkpoints
-from engine.objectives import Objective
-from engine.training_data import TrainingData
+from engine.training.checkpoints import Checkpoints
+from engine.training.objectives import Objective
+from engine.training.data import TrainingData
 training.CHECKPOINT_SECONDS = 0.2
 directory = pathlib.Path({directory!r})
 model = open_text(directory, CNN_FILE)

@@ -13,7 +13,7 @@ import msgspec
 from textual.app import App
 
 from engine.client import EngineError
-from engine.folding import fold
+from engine.client.folding import fold
 from engine.protocol import (
     Accuracy,
     ApplyTechnique,

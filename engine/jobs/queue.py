@@ -1,0 +1,412 @@
+"""The queue of jobs: each waits for its device, runs in a worker of its own, and ends in exactly one of three ways.
+
+    job = jobs.submit(JobRequest(task=…, title="Export to ONNX", kind="export-onnx", variant=id))
+    job = await jobs.run(request)          # the same, and waits for the end: Succeeded, Failed or Cancelled
+
+What one may rely on: a job is shown as succeeded only when everything it made is stored; whatever a worker does, only
+its own job fails, with a sentence; cancelling ends the worker's whole process group within two seconds (SIGTERM, then
+SIGKILL) and removes its work directory. Runs in the engine's event loop.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from ..protocol import (
+    Cancelled,
+    EngineEvent,
+    Failed,
+    Finished,
+    GaveUp,
+    Hardware,
+    Job,
+    JobChanged,
+    JobLogged,
+    JobSpec,
+    JobState,
+    Logged,
+    MeasureAccuracy,
+    MeasureLatency,
+    MetricRecorded,
+    MetricReported,
+    ModelSource,
+    Progressed,
+    Queued,
+    Running,
+    RunTechnique,
+    Task,
+    Variant,
+    WorkerMessage,
+)
+from ..session import Session, SessionError
+from ..session.adoption import adopt
+from ..session.disk import disk_is_short
+from .causes import MemoryWitness, explain_death
+from .leases import Claim, startable
+from .logs import LogFollower, append, last_line
+from .workers import Exit, ForkServer, Garbled, Worker, WorkerNotStarted
+
+GRACE_SECONDS = 1.2
+"""Between SIGTERM and SIGKILL of a cancelled job; the promise is two seconds in all."""
+
+LEAVE_SECONDS = 5.0
+"""How long a worker may take to end after its last message."""
+
+LOG_LOOK_SECONDS = 0.25
+"""How often a running job's log is looked at for new lines."""
+
+log = logging.getLogger("trimtab.jobs")
+
+
+class JobRequest(Struct, frozen=True, kw_only=True):
+    """All that is needed to run a job."""
+
+    task: Task
+    title: str
+    kind: str
+    """"open-model", a technique's tag, or a measurement's name."""
+    variant: str | None = None
+    """The id of the variant it works on."""
+    device: str = "cpu"
+    exclusive: bool | None = None
+    """It runs alone. None: as its task needs it, which is alone for measurements."""
+    recipe_run: str | None = None
+    name: str | None = None
+    """What the new variant is to be called; None: the technique's tag."""
+    source: ModelSource | None = None
+    """The model file; None: the one that is open."""
+    limit: float | None = None
+    batch_sizes: tuple[int, ...] | None = None
+    """None for these two: as the session's options say."""
+    threads: int | None = None
+    """None: one for each physical core this process may use."""
+    seed: int = 0
+
+
+class Jobs:
+    """The queue of one session. `publish` takes events, whose `seq` it fills in."""
+
+    def __init__(
+        self, session: Session, hardware: Hardware, workers: ForkServer, publish: Callable[[EngineEvent], None]
+    ) -> None:
+        self.session = session
+        self.hardware = hardware
+        self.workers = workers
+        self._publish = publish
+        self._entries: dict[str, _Entry] = {}
+        """Jobs that have not ended, in the order they were asked for."""
+        self._leftovers: set[asyncio.Task[Any]] = set()
+        self.closed = False
+
+    @property
+    def idle(self) -> bool:
+        """No job is queued or running."""
+        return not self._entries
+
+    @property
+    def running(self) -> list[str]:
+        """The ids of the jobs that have a worker now."""
+        return [id for id, entry in self._entries.items() if entry.task is not None]
+
+    def submit(self, request: JobRequest) -> Job:
+        """Queue a job. It starts when its device is free."""
+        job = Job(
+            id=self.session.new_id(),
+            kind=request.kind,
+            title=request.title,
+            created=time.time(),
+            state=Queued(),
+            variant=request.variant,
+            recipe_run=request.recipe_run,
+            device=request.device,
+        )
+        entry = self._entries[job.id] = _Entry(job, request, LogFollower(self.session.log_path(job.id)))
+        self._show(entry)
+        if self.closed:
+            self._end(entry, Cancelled(started=None, finished=time.time()))
+        else:
+            self.workers.warm()
+            self._start_what_can()
+        return entry.job
+
+    async def run(self, request: JobRequest) -> Job:
+        """Queue a job and wait for its end. If the waiting is cancelled, so is the job."""
+        entry = self._entries.get(self.submit(request).id)
+        if entry is None:
+            raise SessionError("The engine is ending.")
+        try:
+            return await asyncio.shield(entry.ended)
+        except asyncio.CancelledError:
+            self.cancel(entry.job.id)
+            raise
+
+    def cancel(self, id: str) -> bool:
+        """Stop a queued or running job; False if it has ended already. Its end is an event of its own."""
+        entry = self._entries.get(id)
+        if entry is None:
+            return False
+        entry.cancel.set()
+        if entry.task is None:
+            self._end(entry, Cancelled(started=None, finished=time.time()))
+        elif isinstance(entry.job.state, Running):
+            self._change(entry, msgspec.structs.replace(entry.job.state, cancelling=True), durable=False)
+        return True
+
+    async def close(self) -> None:
+        """Cancel everything and wait until every worker is gone. No job can be submitted afterwards."""
+        self.closed = True
+        tasks = [entry.task for entry in self._entries.values() if entry.task is not None]
+        for id in list(self._entries):
+            self.cancel(id)
+        if tasks:
+            await asyncio.wait(tasks)
+        if self._leftovers:
+            await asyncio.wait(self._leftovers)
+
+    # --- the queue ---------------------------------------------------------------------------------
+
+    def _start_what_can(self) -> None:
+        running = [entry.claim for entry in self._entries.values() if entry.task is not None]
+        waiting = [entry.claim for entry in self._entries.values() if entry.task is None]
+        start, blocked = startable(running, waiting)
+        for claim in start:
+            entry = self._entries[claim.job]
+            entry.task = asyncio.create_task(self._run(entry), name=f"job {claim.job}")
+        for id, reason in blocked.items():
+            entry = self._entries[id]
+            if entry.job.state != Queued(waiting_for=reason):
+                self._change(entry, Queued(waiting_for=reason), durable=False)
+
+    async def _run(self, entry: "_Entry") -> None:
+        """One job from start to end. Never raises: whatever goes wrong is this job's failure."""
+        started = time.time()
+        try:
+            self._change(entry, Running(started=started))
+            state = await self._attempt(entry, started)
+        except SessionError as error:
+            state = Failed(started=started, finished=time.time(), reason=str(error))
+        except Exception as error:
+            log.exception("job %s failed inside the engine", entry.job.id)
+            reason = f"The engine failed to run this job: {type(error).__name__}: {error} (see engine.log)."
+            state = Failed(started=started, finished=time.time(), reason=reason)
+        self._tidy(entry)
+        self._end(entry, state)
+
+    def _end(self, entry: "_Entry", state: JobState) -> None:
+        try:
+            self._change(entry, state)
+        except SessionError as error:
+            # Only a success must be stored to be shown; without that it is none.
+            self._change(entry, Failed(started=None, finished=time.time(), reason=str(error)))
+        self._entries.pop(entry.job.id, None)
+        if not entry.ended.done():
+            entry.ended.set_result(entry.job)
+        self._start_what_can()
+
+    def _tidy(self, entry: "_Entry") -> None:
+        """Remove the work directory without making anyone wait for the disk."""
+        task = asyncio.create_task(asyncio.to_thread(self.session.discard_work, entry.job.id))
+        self._leftovers.add(task)
+        task.add_done_callback(self._leftovers.discard)
+
+    # --- one job -----------------------------------------------------------------------------------
+
+    async def _attempt(self, entry: "_Entry", started: float) -> JobState:
+        """Run the worker and judge how it ended."""
+        job, path = entry.job, self.session.log_path(entry.job.id)
+        spec = self._spec(entry)
+        short = disk_is_short(self.session.directory, sum(variant.size_bytes for variant in spec.variants.values()))
+        if short:
+            return Failed(started=started, finished=time.time(), reason=short, cause="refused")
+        witness = MemoryWitness()
+        worker = await _unless(entry.cancel, self.workers.start_worker(spec, path))
+        if worker is None:
+            return Cancelled(started=started, finished=time.time())
+        if isinstance(worker, WorkerNotStarted):
+            return Failed(started=started, finished=time.time(), reason=str(worker), cause="lost")
+        if isinstance(entry.job.state, Running):
+            self._change(entry, msgspec.structs.replace(entry.job.state, pid=worker.pid), durable=False)
+        last, ended = await self._accompany(entry, worker)
+        if isinstance(last, Finished):
+            adopting = adopt(
+                self.session,
+                job,
+                entry.request.task,
+                entry.request.name,
+                last,
+                self.hardware.processor,
+                started,
+                self._publish,
+            )
+            adopted = await _unless(entry.cancel, adopting)
+            if isinstance(adopted, BaseException):
+                raise adopted
+            return adopted or Cancelled(started=started, finished=time.time())
+        if entry.cancel.is_set():
+            return Cancelled(started=started, finished=time.time())
+        if isinstance(last, GaveUp):
+            append(path, f"{last.detail}\n{last.reason}\n" if last.detail else f"{last.reason}\n")
+            return Failed(started=started, finished=time.time(), reason=last.reason, cause=last.cause)
+        if isinstance(last, Garbled):
+            reason = f"The worker sent a message that cannot be understood: {last}."
+            return Failed(started=started, finished=time.time(), reason=reason)
+        death = explain_death(ended, witness, last_line(path))
+        return Failed(started=started, finished=time.time(), reason=death.reason, cause=death.cause)
+
+    async def _accompany(self, entry: "_Entry", worker: Worker) -> tuple[Finished | GaveUp | Garbled | None, Exit]:
+        """Listen to a worker until it is gone: its last message, if any, and how it ended."""
+        listening = asyncio.create_task(self._listen(entry, worker))
+        stopping = asyncio.create_task(_stop_when(entry.cancel, worker))
+        following = asyncio.create_task(self._follow_log(entry))
+        gone = asyncio.create_task(worker.wait())
+        try:
+            await asyncio.wait({listening, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not gone.done():
+                patience = 0 if isinstance(listening.result(), Garbled) else LEAVE_SECONDS
+                await asyncio.wait({gone}, timeout=patience)
+                worker.signal(signal.SIGKILL)
+            ended = await gone
+            # What it sent before it died is still in the socket.
+            await asyncio.wait({listening}, timeout=1.0)
+            last = listening.result() if listening.done() else None
+            return last, ended
+        finally:
+            for task in (listening, stopping, following, gone):
+                task.cancel()
+            self._log_lines(entry, ended=True)
+            worker.close()
+
+    async def _listen(self, entry: "_Entry", worker: Worker) -> Finished | GaveUp | Garbled | None:
+        while True:
+            try:
+                message = await worker.receive()
+            except Garbled as error:
+                return error
+            if message is None or isinstance(message, Finished | GaveUp):
+                return message
+            self._take(entry, message)
+
+    def _take(self, entry: "_Entry", message: WorkerMessage) -> None:
+        """Progress, a metric or a log line from the worker."""
+        job = entry.job
+        if isinstance(message, Progressed) and isinstance(job.state, Running):
+            state = msgspec.structs.replace(job.state, done=message.done, total=message.total, message=message.message)
+            self._change(entry, state, durable=False)
+        elif isinstance(message, MetricReported):
+            now = time.time()
+            entry.job = msgspec.structs.replace(job, metrics={**job.metrics, message.name: message.value})
+            self.session.put_job(entry.job, durable=False)
+            self.session.record_metric(job.id, message.name, message.value, message.step, now)
+            self._publish(
+                MetricRecorded(seq=0, job=job.id, name=message.name, value=message.value, step=message.step, time=now)
+            )
+        elif isinstance(message, Logged):
+            append(self.session.log_path(job.id), f"{message.text}\n")
+
+    async def _follow_log(self, entry: "_Entry") -> None:
+        while True:
+            await asyncio.sleep(LOG_LOOK_SECONDS)
+            self._log_lines(entry)
+
+    def _log_lines(self, entry: "_Entry", ended: bool = False) -> None:
+        lines = entry.follower.new_lines(ended)
+        if lines:
+            self._publish(JobLogged(seq=0, job=entry.job.id, lines=lines))
+
+    def _spec(self, entry: "_Entry") -> JobSpec:
+        session, request = self.session, entry.request
+        source = request.source or (session.model.source if session.model is not None else None)
+        if source is None:
+            raise SessionError("No model is open in this session.")
+        baseline = session.baseline
+        return JobSpec(
+            job=entry.job.id,
+            task=request.task,
+            source=source,
+            variants=_needed_variants(session, request),
+            baseline=baseline.id if baseline is not None else None,
+            session_directory=os.fspath(session.directory),
+            work_directory=os.fspath(session.work_directory(entry.job.id)),
+            device=request.device,
+            processor=self.hardware.processor,
+            threads=request.threads or usable_cores(self.hardware),
+            limit=request.limit if request.limit is not None else session.options.accuracy_limit,
+            batch_sizes=request.batch_sizes or session.options.batch_sizes,
+            model=session.model,
+            seed=request.seed,
+        )
+
+    def _change(self, entry: "_Entry", state: JobState, durable: bool = True) -> None:
+        changed = msgspec.structs.replace(entry.job, state=state)
+        self.session.put_job(changed, durable=durable)
+        entry.job = changed
+        self._publish(JobChanged(seq=0, job=changed))
+
+    def _show(self, entry: "_Entry") -> None:
+        self._change(entry, entry.job.state)
+
+
+class _Entry:
+    """A job that has not ended."""
+
+    def __init__(self, job: Job, request: JobRequest, follower: LogFollower) -> None:
+        self.job = job
+        self.request = request
+        self.cancel = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+        self.ended: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+        self.follower = follower
+        alone = request.exclusive
+        if alone is None:
+            alone = isinstance(request.task, MeasureLatency | MeasureAccuracy)
+        self.claim = Claim(job=job.id, title=job.title, device=request.device, exclusive=alone)
+
+
+def usable_cores(hardware: Hardware) -> int:
+    """Threads a worker computes with: one a physical core, no more than this process is allowed."""
+    return max(1, min(hardware.processor.physical_cores, len(os.sched_getaffinity(0))))
+
+
+def _needed_variants(session: Session, request: JobRequest) -> dict[str, Variant]:
+    """The variant the task names, its parent and the baseline, by id."""
+    match request.task:
+        case RunTechnique(source=named) | MeasureLatency(variant=named) | MeasureAccuracy(variant=named):
+            if named not in session.variants:
+                raise SessionError(f"The variant {named} is no longer in the session.")
+            chosen = [session.variants[named]]
+        case _:
+            return {}
+    if chosen[0].parent is not None:
+        chosen.append(session.variants[chosen[0].parent])
+    if session.baseline is not None:
+        chosen.append(session.baseline)
+    return {variant.id: variant for variant in chosen}
+
+
+async def _stop_when(cancel: asyncio.Event, worker: Worker) -> None:
+    await cancel.wait()
+    worker.signal(signal.SIGTERM)
+    await asyncio.sleep(GRACE_SECONDS)
+    worker.signal(signal.SIGKILL)
+
+
+async def _unless(cancel: asyncio.Event, action: Any) -> Any:
+    """The action's result or the exception it raised; None once `cancel` is set, with the action cancelled."""
+    doing = asyncio.ensure_future(action)
+    waiting = asyncio.create_task(cancel.wait())
+    await asyncio.wait({doing, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if not doing.done():
+        doing.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await doing
+        return None
+    return doing.exception() or doing.result()

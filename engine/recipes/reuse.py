@@ -1,0 +1,103 @@
+"""What need not be done again: variants already made, and measurements already taken under the same conditions.
+
+The same means: the same parent, technique, parameters (defaults filled in) and target, made on the same class of
+processor; for a measurement the same variant, runtime, device and class of processor. A different machine of the same
+class counts as the same for variants and accuracy, because the arithmetic is; times are taken as they were shown.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from ..protocol import Accuracy, Conditions, Hardware, Job, Latency, Measurement, Processor, Succeeded, Variant
+from ..targets import class_of
+from ..techniques import Refusal, parse_parameters, with_defaults
+
+
+def made_already(
+    variants: Iterable[Variant],
+    jobs: dict[str, Job],
+    source: Variant,
+    technique: str,
+    parameters: dict[str, Any],
+    target: str,
+    processor: Processor,
+) -> tuple[Variant, ...]:
+    """The variants that this technique made from this source before, all of one job; () when there are none.
+
+    A job that did not reach its end counts for nothing: its front of variants may lack some.
+    """
+    known = list(variants)
+    wanted = _canonical(technique, parameters)
+    for variant in reversed(known):
+        asked = variant.parameters if variant.requested is None else variant.requested
+        if (
+            variant.parent == source.id
+            and variant.technique == technique
+            and target in (variant.target, variant.requested_target)
+            and same_class(variant.processor, processor)
+            and _canonical(technique, asked) == wanted
+        ):
+            job = jobs.get(variant.job or "")
+            if job is None:  # forgotten with the years; the variant itself says enough
+                return (variant,)
+            if isinstance(job.state, Succeeded):
+                front = tuple(one for one in known if one.id in job.state.variants)
+                if len(front) == len(job.state.variants):
+                    return front
+    return ()
+
+
+def has_accuracy(measurements: Iterable[Measurement], variant: Variant, runtime: str, hardware: Hardware) -> bool:
+    """Its accuracy is known under this runtime. (Another limit needs no new run: the interval is judged again.)"""
+    return any(
+        isinstance(one, Accuracy)
+        and one.variant == variant.id
+        and one.conditions.runtime == runtime
+        and same_machine(one.conditions, hardware)
+        for one in measurements
+    )
+
+
+def missing_batch_sizes(
+    measurements: Iterable[Measurement],
+    variant: Variant,
+    runtime: str,
+    device: str,
+    sizes: tuple[int, ...],
+    hardware: Hardware,
+) -> tuple[int, ...]:
+    """Those batch sizes at which its latency is not known under this runtime on this device."""
+    known = {
+        one.batch_size
+        for one in measurements
+        if isinstance(one, Latency)
+        and one.variant == variant.id
+        and (one.conditions.runtime, one.conditions.device) == (runtime, device)
+        and same_machine(one.conditions, hardware)
+    }
+    return tuple(size for size in sizes if size not in known)
+
+
+def same_machine(conditions: Conditions, hardware: Hardware) -> bool:
+    """It was taken on a processor of this machine's class, or on a GPU of a name that this machine has."""
+    if conditions.device.startswith("cuda"):
+        return any(gpu.name == conditions.processor for gpu in hardware.gpus)
+    return same_class(conditions.processor, hardware.processor)
+
+
+def same_class(features: str, processor: Processor) -> bool:
+    """A record's processor features ("avx2,vnni") belong to this processor's class. An empty record fits any."""
+    words = tuple(word for word in re.split(r"[\s,]+", features) if word)
+    return not words or class_of(msgspec.structs.replace(processor, features=words)) == class_of(processor)
+
+
+def _canonical(technique: str, parameters: dict[str, Any]) -> bytes:
+    """Parameters in one form: today's defaults filled in, so that a new parameter does not undo old results."""
+    # Refused: an old parameter no longer exists. Then the record only equals itself.
+    with contextlib.suppress(Refusal):
+        parameters = with_defaults(parse_parameters(technique, parameters))
+    return msgspec.json.encode(parameters, order="sorted")

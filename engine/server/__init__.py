@@ -1,0 +1,1 @@
+"""The engine process: its socket, its clients, and what each command does."""

@@ -1,0 +1,254 @@
+"""What each command does: one function from command to result. Whatever says no says it in one sentence.
+
+Commands act on the session, the queue and the recipes, and publish what they changed; the reply goes out after the
+events. Long work (exports) happens in a thread, so that the engine answers everyone else meanwhile.
+"""
+
+import asyncio
+import logging
+import os
+import sqlite3
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ..exports import export_variants, recipe_text, results
+from ..jobs.logs import read_piece
+from ..paths import LOG_NAME
+from ..protocol import (
+    ApplyTechnique,
+    CancelJob,
+    CancelRun,
+    CheckParameters,
+    Command,
+    DeleteVariant,
+    Done,
+    Exported,
+    ExportVariants,
+    GetRecipe,
+    GetResults,
+    ListTechniques,
+    MeasureVariant,
+    MetricHistory,
+    OpenModel,
+    OptionsChanged,
+    ParametersChecked,
+    ReadLog,
+    ReadMetrics,
+    ReadTelemetry,
+    Reply,
+    Result,
+    RunAccepted,
+    RunRecipe,
+    SetOptions,
+    SetTelemetryRate,
+    StopEngine,
+    Techniques,
+    TelemetryHistory,
+    Text,
+    VariantRemoved,
+)
+from ..recipes.files import check_batch_sizes, check_device, check_runtimes, check_target
+from ..session import SessionError
+from ..techniques import Refusal, check_parameters, describe
+
+if TYPE_CHECKING:
+    from .connections import Connection
+    from .server import Engine
+
+log = logging.getLogger("trimtab.commands")
+
+
+class CommandError(Exception):
+    """The command cannot be done; the text is the user's sentence."""
+
+
+async def answer(engine: "Engine", connection: "Connection", command: Command) -> Reply:
+    """Do a command. Never raises: an error of ours is a sentence too, with its traceback in the engine's log."""
+    try:
+        return Reply(request=command.request, result=await _do(engine, connection, command))
+    except (CommandError, SessionError, Refusal, ValueError) as error:
+        return Reply(request=command.request, error=str(error))
+    except (OSError, sqlite3.Error) as error:
+        log.exception("%s failed", type(command).__name__)
+        return Reply(request=command.request, error=f"That failed: {error}.")
+    except Exception as error:
+        log.exception("%s failed", type(command).__name__)
+        return Reply(
+            request=command.request, error=f"The engine failed: {type(error).__name__}: {error} (see engine.log)."
+        )
+
+
+async def _do(engine: "Engine", connection: "Connection", command: Command) -> Result:
+    action = _ACTIONS.get(type(command))
+    if action is None:
+        raise CommandError(f"This engine does not do {type(command).__name__}.")
+    engine.heard()
+    result = action(engine, command)
+    if asyncio.iscoroutine(result):
+        result = await result
+    if isinstance(command, SetTelemetryRate):
+        connection.set_rate(command.hz)
+        engine.sampler.wake()
+    return result
+
+
+# --- making ----------------------------------------------------------------------------------------
+
+
+def _open_model(engine: "Engine", command: OpenModel) -> Result:
+    _check_paths(command.path, command.data, command.calibration_data)
+    return RunAccepted(run=engine.recipes.start_open(command))
+
+
+def _run_recipe(engine: "Engine", command: RunRecipe) -> Result:
+    _check_paths(command.path, command.model)
+    return RunAccepted(run=engine.recipes.start_recipe(command))
+
+
+def _apply(engine: "Engine", command: ApplyTechnique) -> Result:
+    return RunAccepted(run=engine.recipes.start_apply(command))
+
+
+def _measure(engine: "Engine", command: MeasureVariant) -> Result:
+    return RunAccepted(run=engine.recipes.start_measure(command))
+
+
+def _check_paths(*paths: str | None) -> None:
+    """The engine's current directory is not the user's, so a relative path would mean something else here."""
+    for path in paths:
+        if path is not None and not os.path.isabs(path):
+            raise CommandError(f"The engine needs the whole path of {path}, from / on.")
+
+
+def _techniques(engine: "Engine", command: ListTechniques) -> Result:
+    # Whoever looks at the techniques is about to apply one.
+    engine.workers.warm()
+    variant = engine.session.resolve(command.source) if command.source is not None else None
+    return Techniques(techniques=describe(variant, engine.session.model, engine.hardware))
+
+
+def _check(engine: "Engine", command: CheckParameters) -> Result:
+    return ParametersChecked(errors=check_parameters(command.technique, command.parameters))
+
+
+# --- changing --------------------------------------------------------------------------------------
+
+
+def _cancel_job(engine: "Engine", command: CancelJob) -> Result:
+    if command.job not in engine.session.jobs:
+        raise CommandError(f"There is no job {command.job}.")
+    if not engine.jobs.cancel(command.job):
+        raise CommandError("The job has ended already.")
+    return Done()
+
+
+def _cancel_run(engine: "Engine", command: CancelRun) -> Result:
+    run = engine.session.runs.get(command.run)
+    if run is None:
+        raise CommandError(f"There is no run {command.run}.")
+    if run.finished is not None:
+        raise CommandError("The run has ended already.")
+    engine.recipes.cancel(command.run)
+    return Done()
+
+
+def _delete(engine: "Engine", command: DeleteVariant) -> Result:
+    variant = engine.session.resolve(command.variant)
+    engine.session.delete_variant(variant.id)
+    engine.publish(VariantRemoved(seq=0, variant=variant.id))
+    return Done()
+
+
+def _set_options(engine: "Engine", command: SetOptions) -> Result:
+    changes = {
+        name: value
+        for name in ("accuracy_limit", "batch_sizes", "runtimes", "target", "device")
+        if (value := getattr(command, name)) is not None
+    }
+    limit = changes.get("accuracy_limit", 0.01)
+    if not 0 <= limit <= 1:
+        raise CommandError(f"The accuracy limit is a fraction between 0 and 1 (0.01 is one point), not {limit}.")
+    if command.batch_sizes == ():
+        raise CommandError("At least one batch size is needed to measure at.")
+    check_batch_sizes(command.batch_sizes or ())
+    check_runtimes(command.runtimes or ())
+    check_target(command.target)
+    check_device(command.device)
+    options = msgspec.structs.replace(engine.session.options, **changes)
+    engine.session.set_options(options)
+    engine.publish(OptionsChanged(seq=0, options=options))
+    return Done()
+
+
+def _stop(engine: "Engine", command: StopEngine) -> Result:
+    if not engine.jobs.idle and not command.cancel_jobs:
+        count = len(engine.jobs.running) or 1
+        raise CommandError(
+            f"{count} job{'s' if count > 1 else ''} would be cancelled: wait, or say so (trimtab stop --cancel-jobs)."
+        )
+    engine.stop("A client asked for it.")
+    return Done()
+
+
+def _set_rate(engine: "Engine", command: SetTelemetryRate) -> Result:
+    return Done()
+
+
+# --- reading ---------------------------------------------------------------------------------------
+
+
+def _results(engine: "Engine", command: GetResults) -> Result:
+    text, status = results.render(
+        engine.session, command.command, command.format, run=command.run, variants=command.variants
+    )
+    return Text(text=text, status=status)
+
+
+def _recipe(engine: "Engine", command: GetRecipe) -> Result:
+    return Text(text=recipe_text(engine.session, engine.session.resolve(command.variant)))
+
+
+async def _export(engine: "Engine", command: ExportVariants) -> Exported:
+    _check_paths(command.to)
+    variants = tuple(engine.session.resolve(word) for word in command.variants)
+    return await asyncio.to_thread(export_variants, engine.session, variants, command.to, command.overwrite)
+
+
+def _log(engine: "Engine", command: ReadLog) -> Result:
+    if command.job is None:
+        return read_piece(engine.session.directory / LOG_NAME, command.offset)
+    if command.job not in engine.session.jobs:
+        raise CommandError(f"There is no job {command.job}.")
+    return read_piece(engine.session.log_path(command.job), command.offset)
+
+
+def _metrics(engine: "Engine", command: ReadMetrics) -> Result:
+    return MetricHistory(points=tuple(engine.session.metrics(command.job)))
+
+
+def _telemetry(engine: "Engine", command: ReadTelemetry) -> Result:
+    return TelemetryHistory(samples=tuple(engine.session.telemetry(command.since, command.limit)))
+
+
+_ACTIONS: dict[type[Command], Callable[["Engine", Any], Any]] = {
+    OpenModel: _open_model,
+    RunRecipe: _run_recipe,
+    ApplyTechnique: _apply,
+    MeasureVariant: _measure,
+    ListTechniques: _techniques,
+    CheckParameters: _check,
+    CancelJob: _cancel_job,
+    CancelRun: _cancel_run,
+    DeleteVariant: _delete,
+    SetOptions: _set_options,
+    StopEngine: _stop,
+    SetTelemetryRate: _set_rate,
+    GetResults: _results,
+    GetRecipe: _recipe,
+    ExportVariants: _export,
+    ReadLog: _log,
+    ReadMetrics: _metrics,
+    ReadTelemetry: _telemetry,
+}
