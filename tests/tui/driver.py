@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 from engine.protocol import Snapshot
 from tui.app import TrimtabApp
 
-PATIENCE_SECONDS = 8.0
+PATIENCE_SECONDS = 15.0
 """How long something may take on a machine that is busy with other things."""
 
 
