@@ -87,6 +87,7 @@ def export_onnx(source: LoadedVariant, parameters: ExportOnnx, job: JobContext) 
             ),
             parameter_count=element_count(float_weights(exported.model.graph)),
             target=source.record.target,
+            macs=source.record.macs,
         )
     ]
 
