@@ -51,10 +51,11 @@ class HardwarePane(ScrollableContainer, can_focus=True):
         super().__init__(id=id)
         self._histories: dict[tuple[object, ...], list[str]] = {}
         self._caption = ""
+        self._past, self._present = LineView(id="past"), LineView(id="present")
 
     def compose(self) -> ComposeResult:
-        yield LineView(id="past")
-        yield LineView(id="present")
+        yield self._past
+        yield self._present
 
     def show(self, snapshot: Snapshot, view: View) -> None:
         samples = snapshot.telemetry
@@ -111,7 +112,7 @@ class HardwarePane(ScrollableContainer, can_focus=True):
 
     def _set(self, lines: list[tuple[Line, Line]], past_width: int) -> None:
         """Both halves, exactly as high as they are long; the container scrolls."""
-        past, present = self.query_one("#past", LineView), self.query_one("#present", LineView)
+        past, present = self._past, self._present
         if past.styles.width is None or past.styles.width.value != past_width:
             past.styles.width = past_width
         for half, number in ((past, 0), (present, 1)):

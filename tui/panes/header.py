@@ -19,14 +19,18 @@ from ..view import STALE_SECONDS, View
 class HeaderPane(Horizontal):
     """See the top of this file. Two widgets, because the loads change at every tick and the rest does not."""
 
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._left, self._right = LineView(id="title"), LineView(id="loads")
+
     def compose(self) -> ComposeResult:
-        yield LineView(id="title")
-        yield LineView(id="loads")
+        yield self._left
+        yield self._right
 
     def show(self, snapshot: Snapshot, view: View) -> None:
         right = _link(view) if view.link != "connected" else _loads(snapshot, view)
         taken = sum(width_of(text) for text, _ in right)
-        loads = self.query_one("#loads", LineView)
+        loads = self._right
         if loads.styles.width is None or loads.styles.width.value != taken:
             loads.styles.width = taken
         loads.set_lines([tuple(right)])
@@ -38,8 +42,7 @@ class HeaderPane(Horizontal):
         if snapshot.options.device != "cpu":
             facts.append(clean(snapshot.options.device, 16))
         rest = "".join(f" · {fact}" for fact in facts) if snapshot.session else ""
-        title = self.query_one("#title", LineView)
-        title.set_lines([((" trimtab ", "key"), (" ", ""), (name, "strong"), (rest, "muted"))])
+        self._left.set_lines([((" trimtab ", "key"), (" ", ""), (name, "strong"), (rest, "muted"))])
 
 
 def _loads(snapshot: Snapshot, view: View) -> list[Span]:

@@ -103,6 +103,8 @@ class LogPane(LineView, can_focus=True):
         lines = list(self._wrapped)
         if self._following:
             lines = lines[-max(self.size.height, 1) :]
+            self.set_reactive(LogPane.scroll_y, 0.0)  # nothing scrolls now; what was read may have been far down
+            self.set_reactive(LogPane.scroll_target_y, 0.0)
         self.set_lines(lines)
         details = self._title if self._following else f"{self._title} · end follows the end"
         self.set_caption(f"{self._number}Log", details)
