@@ -496,6 +496,19 @@ def techniques(unavailable: str | None = None) -> Techniques:
     )
 
 
+def hostile_techniques() -> Techniques:
+    """One technique whose every text is hostile."""
+    bad = HOSTILE
+    field = Field(name="x", kind="text", description=bad, default=bad)
+    choice = Field(name="y", kind="choice", choices=(bad, "b"), default=bad)
+    return Techniques(
+        techniques=(
+            TechniqueInfo(tag=bad, title=bad, group=bad, summary=bad, expectation=bad, fields=(field, choice)),
+            TechniqueInfo(tag="b", title=bad, group=bad, summary=bad, fields=(), unavailable=bad),
+        )
+    )
+
+
 LOG = """quantize-static on onnx, target cpu-vnni
 calibrating on 256 samples of train_data()
 node_conv_12: 41.2 dB SQNR
