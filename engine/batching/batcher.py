@@ -15,8 +15,8 @@ What a caller may rely on:
   request that is to blame is alone.
 - While every instance is busy the next batch grows; an idle one waits only as the policy says.
 
-How it works, from the inside out: `batch_queue` decides which requests go next and when, `batch_executor` holds
-the threads that take batches and run them, `batch_arrays` joins and splits, `batch_statistics` counts, and this
+How it works, from the inside out: `queue` decides which requests go next and when, `executor` holds
+the threads that take batches and run them, `arrays` joins and splits, `statistics` counts, and this
 file is the door for asyncio.
 """
 

@@ -33,7 +33,7 @@ class Record:
     batch_rows: npt.NDArray[np.int32]
     rows: npt.NDArray[np.int32]
     status: npt.NDArray[np.int8]
-    """See `batch_queue.STATUS_NAMES`; 0 was never answered."""
+    """See `batching.queue.STATUS_NAMES`; 0 was never answered."""
 
     @classmethod
     def empty(cls, capacity: int) -> "Record":
