@@ -174,7 +174,7 @@ class LoadGenerator:
             due = times[number]
             if now < due:
                 crowded = number + CROWD < len(times) and times[number + CROWD] - due < BREATH
-                time.sleep(BREATH if crowded else min(due - now, LONGEST_SLEEP))
+                time.sleep(min(max(due - now, BREATH if crowded else 0.0), LONGEST_SLEEP))
                 continue
             self._send(record, number, now)
             number += 1
