@@ -1,7 +1,8 @@
 """Which nodes to leave in float: a search guided by error and by measured time.
 
-Every quantized node adds noise to the outputs, and the powers of these noises nearly add up. So each node is left
-in float once, alone, and what that takes off the noise is set against the time its integer kernel saves, both
+Every quantized node adds noise to the outputs, and the powers of these noises nearly add up. So each node is once
+quantized alone and once left in float alone (only the first shows a value that two neighbours round, only the second
+a node that needs quantized neighbours); the larger noise is set against the time its integer kernel saves, both
 measured. Nodes then go back to float in the order of noise per time until the answers are near enough; a bisection
 over that order finds how many. All on calibration data: the labelled test data decides nothing here.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from .onnx_graph import Graph
 from .static_recipe import Quantizer, Result
 from .verification import Difference, compare_outputs, run_graph
 
@@ -127,15 +130,18 @@ def _order(quantizer: Quantizer, judge: Judge, plain: Result, feed: Batch, watch
     """Quantized nodes, the one whose return to float brings most for its time first."""
     names = quantizer.candidates()
     full = _noise(judge.answers(quantizer.simulate(()), simulated=True))
-    gains = []
+    noises = []
     for index, name in enumerate(names):
         watch(0.1 + 0.6 * index / len(names), f"error of node {index + 1} of {len(names)}: {name}")
-        gains.append(full - _noise(judge.answers(quantizer.simulate((name,)), simulated=True)))
+        without = _noise(judge.answers(quantizer.simulate((name,)), simulated=True))
+        others = [other for other in names if other != name]
+        alone = _noise(judge.answers(quantizer.simulate(others), simulated=True))
+        noises.append(max(full - without, alone))
     watch(0.7, "timing nodes in float and in integers")
     slow, quick = node_times(quantizer.prepared, feed), node_times(plain.model, feed)
     mean = sum(slow.values()) / max(len(slow), 1)
     savings = [max(slow.get(name, 0.0) - quick.get(name, 0.0), LEAST_SAVING * mean) for name in names]
-    ranked = sorted(range(len(names)), key=lambda index: -gains[index] / savings[index])
+    ranked = sorted(range(len(names)), key=lambda index: -noises[index] / savings[index])
     return [names[index] for index in ranked]
 
 
@@ -147,7 +153,8 @@ def _noise(answers: Answers) -> float:
 def node_times(model: onnx.ModelProto, feed: Batch, runs: int = 8) -> dict[str, float]:
     """Node name → median seconds of its kernel on one thread, from ONNX Runtime's own profile.
 
-    A fused kernel has the name of the node it was made around.
+    A fused kernel counts for the node it was made around: ONNX Runtime appends a number to its name, or, where it
+    changes the memory layout (`…_nchwc`), calls it after the value it gives.
     """
     with tempfile.TemporaryDirectory() as directory:
         options = onnxruntime.SessionOptions()
@@ -160,9 +167,25 @@ def node_times(model: onnx.ModelProto, feed: Batch, runs: int = 8) -> dict[str, 
         for _ in range(runs):
             session.run(None, wanted)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    graph = Graph(model)
     times: dict[str, list[float]] = {}
     for event in events:
         name = event.get("name", "")
         if event.get("cat") == "Node" and name.endswith("_kernel_time"):
-            times.setdefault(name.removesuffix("_kernel_time"), []).append(event["dur"] / 1e6)
+            ran = re.sub(r"_token_\d+$", "", name.removesuffix("_kernel_time"))
+            if ran.endswith("_nchwc"):
+                ran = _behind(graph, ran.removesuffix("_nchwc")) or ran
+            times.setdefault(ran, []).append(event["dur"] / 1e6)
     return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def _behind(graph: Graph, value: str) -> str | None:
+    """Name of the convolution whose fused kernel gives a value, through an activation and an added short cut."""
+    names = [value]
+    for _ in range(3):
+        makers = [graph.producers[name] for name in names if name in graph.producers]
+        for node in makers:
+            if node.op_type in ("Conv", "MaxPool", "AveragePool", "GlobalAveragePool"):
+                return node.name
+        names = [name for node in makers for name in node.input]
+    return None

@@ -120,6 +120,8 @@ class Run:
 
     variants: list[LoadedVariant]
     messages: list[Any]
+    files: list[Any]
+    """The technique's own result, one `VariantFiles` for each variant."""
 
 
 def run_technique(
@@ -166,7 +168,7 @@ def run_technique(
             portable=files.portable,
         )
         loaded.append(LoadedVariant(record, work, source.model))
-    return Run(loaded, messages)
+    return Run(loaded, messages, made)
 
 
 def apply(source: LoadedVariant, tag: str, directory: Path, **options: Any) -> LoadedVariant:

@@ -1,0 +1,98 @@
+"""Where rounding every node costs too much, the few that cost it are found and stay in float."""
+
+import numpy as np
+import pytest
+from technique_jobs import CONVOLUTIONAL, IMAGE, apply, cosine, open_python, run_technique
+
+from engine.graphs.sensitivity import LEAST_COSINE, Answers, Judge, node_times
+from engine.graphs.verification import Difference
+from engine.protocol import Logged
+
+FRAGILE = """
+class Net(nn.Module):
+    '''One channel of the first layer is 1,000 times the others, which one scale for all rounds away.'''
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, bias=False)
+        self.fragile = nn.Conv2d(8, 8, 1, bias=False)
+        self.third = nn.Conv2d(8, 8, 3, bias=False)
+        self.head = nn.Linear(8, 6, bias=False)
+        torch.manual_seed(3)
+        with torch.no_grad():
+            self.first.weight[0] *= 1000
+            self.fragile.weight[:, 0] /= 1000
+
+    def forward(self, image):
+        x = torch.relu(self.fragile(torch.relu(self.first(image))))
+        return self.head(torch.relu(self.third(x)).amax((2, 3)))
+"""
+
+
+@pytest.fixture(scope="module")
+def fragile(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("fragile")
+    return apply(open_python(directory, FRAGILE, IMAGE.replace("rand(", "randn(")), "export-onnx", directory)
+
+
+def test_a_network_that_bears_it_gives_one_variant_without_a_search(tmp_path):
+    source = apply(open_python(tmp_path, CONVOLUTIONAL, IMAGE), "export-onnx", tmp_path)
+    run = run_technique(source, "quantize-static", tmp_path)
+    assert len(run.variants) == 1
+    assert run.variants[0].record.changed.figures["nodes_left_for_accuracy"] == 0
+
+
+def test_the_fragile_node_is_left_in_float_and_the_answers_hold(fragile, tmp_path):
+    plain = apply(fragile, "quantize-static", tmp_path, search="never")
+    run = run_technique(fragile, "quantize-static", tmp_path)
+    first = run.variants[0]
+    named = {left.name for left in first.record.changed.left if "costs the most accuracy" in left.reason}
+    assert named & {"first/Conv", "fragile/Conv"}
+    assert first.record.changed.figures["nodes_left_for_accuracy"] == len(named) < 3
+    assert cosine(fragile, first) > cosine(fragile, plain)
+    assert cosine(fragile, first) > LEAST_COSINE
+    names = [variant.record.name for variant in run.variants]
+    assert names[0] == "quantize-static"
+    assert "quantize-static/fast" in names
+    assert len({variant.path for variant in run.variants}) == len(names), "each has a file of its own"
+    assert any("sensitive nodes left in float" in m.text for m in run.messages if isinstance(m, Logged))
+
+
+def test_the_recipe_of_a_found_variant_pins_what_was_found(fragile, tmp_path):
+    from engine.techniques import find_technique, parse_parameters
+
+    work = tmp_path / "again"
+    work.mkdir()
+    found = run_technique(fragile, "quantize-static", tmp_path)
+    made = found.files[0]
+    assert made.parameters["search"] == "never"
+    assert made.parameters["exclude"]
+    assert parse_parameters("quantize-static", made.parameters)
+    assert find_technique("quantize-static")
+    again = apply(fragile, "quantize-static", work, **made.parameters)
+    assert again.path.read_bytes() == found.variants[0].path.read_bytes()
+
+
+def test_a_changed_answer_counts_against_the_limit_even_at_a_high_cosine():
+    near = Difference(maximum=0.1, relative=0.01, cosine=0.9999, sqnr_db=40.0)
+    assert Answers(near, 0.01).within(0.01)
+    assert not Answers(near, 0.02).within(0.01)
+    assert Answers(near, None).within(0.0)
+    assert not Answers(Difference(1.0, 0.5, 0.98, 10.0), 0.0).within(0.01)
+
+
+def test_the_judge_finds_a_graph_equal_to_itself(fragile):
+    from engine.graphs.onnx_graph import load_graph
+
+    model = load_graph(fragile.path)
+    answers = Judge(model, [fragile.model.example(4)], 1).answers(model)
+    assert answers.changed == 0
+    assert answers.difference.cosine == pytest.approx(1.0)
+
+
+def test_nodes_are_timed_by_their_names(fragile):
+    from engine.graphs.onnx_graph import load_graph
+
+    times = node_times(load_graph(fragile.path), fragile.model.example(4))
+    assert {"first/Conv", "fragile/Conv", "third/Conv", "head/Gemm"} <= set(times)
+    assert all(np.isfinite(seconds) and seconds >= 0 for seconds in times.values())
