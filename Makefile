@@ -48,7 +48,7 @@ test-gpu: setup-dev
 	$(BIN)/pytest -m gpu tests/gpu
 
 bench: setup-dev
-	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python tests/benchmarks/__main__.py
 
 screenshots: setup-dev
 	$(BIN)/python screenshots/make.py
