@@ -9,10 +9,9 @@ SIGKILL) and removes its work directory. Runs in the engine's event loop.
 """
 
 import asyncio
-import contextlib
+import functools
 import logging
 import os
-import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +41,7 @@ from ..protocol import (
     Queued,
     Running,
     RunTechnique,
+    Succeeded,
     Task,
     Variant,
     WorkerMessage,
@@ -49,19 +49,12 @@ from ..protocol import (
 from ..session import Session, SessionError
 from ..session.adoption import adopt
 from ..session.disk import disk_is_short
+from ..session.variant_files import describe
 from .causes import MemoryWitness, explain_death
 from .leases import Claim, startable
 from .logs import LogFollower, append, last_line
-from .workers import Exit, ForkServer, Garbled, Worker, WorkerNotStarted
-
-GRACE_SECONDS = 1.2
-"""Between SIGTERM and SIGKILL of a cancelled job; the promise is two seconds in all."""
-
-LEAVE_SECONDS = 5.0
-"""How long a worker may take to end after its last message."""
-
-LOG_LOOK_SECONDS = 0.25
-"""How often a running job's log is looked at for new lines."""
+from .supervision import accompany, unless
+from .workers import ForkServer, Garbled, WorkerNotStarted
 
 log = logging.getLogger("trimtab.jobs")
 
@@ -193,6 +186,9 @@ class Jobs:
             state = await self._attempt(entry, started)
         except SessionError as error:
             state = Failed(started=started, finished=time.time(), reason=str(error))
+        except OSError as error:
+            reason = describe(error, self.session.directory)
+            state = Failed(started=started, finished=time.time(), reason=reason)
         except Exception as error:
             log.exception("job %s failed inside the engine", entry.job.id)
             reason = f"The engine failed to run this job: {type(error).__name__}: {error} (see engine.log)."
@@ -205,7 +201,8 @@ class Jobs:
             self._change(entry, state)
         except SessionError as error:
             # Only a success must be stored to be shown; without that it is none.
-            self._change(entry, Failed(started=None, finished=time.time(), reason=str(error)))
+            begun = getattr(state, "started", None)
+            self._change(entry, Failed(started=begun, finished=time.time(), reason=str(error)))
         self._entries.pop(entry.job.id, None)
         if not entry.ended.done():
             entry.ended.set_result(entry.job)
@@ -221,39 +218,31 @@ class Jobs:
 
     async def _attempt(self, entry: "_Entry", started: float) -> JobState:
         """Run the worker and judge how it ended."""
-        job, path = entry.job, self.session.log_path(entry.job.id)
+        path = self.session.log_path(entry.job.id)
         spec = self._spec(entry)
         short = disk_is_short(self.session.directory, sum(variant.size_bytes for variant in spec.variants.values()))
         if short:
             return Failed(started=started, finished=time.time(), reason=short, cause="refused")
         witness = MemoryWitness()
-        worker = await _unless(entry.cancel, self.workers.start_worker(spec, path))
+        try:
+            worker = await unless(entry.cancel, self.workers.start_worker(spec, path))
+        except WorkerNotStarted as error:
+            return Failed(started=started, finished=time.time(), reason=str(error), cause="lost")
         if worker is None:
             return Cancelled(started=started, finished=time.time())
-        if isinstance(worker, WorkerNotStarted):
-            return Failed(started=started, finished=time.time(), reason=str(worker), cause="lost")
         if isinstance(entry.job.state, Running):
             self._change(entry, msgspec.structs.replace(entry.job.state, pid=worker.pid), durable=False)
-        last, ended = await self._accompany(entry, worker)
+        last, ended = await accompany(
+            worker, entry.cancel, functools.partial(self._take, entry), functools.partial(self._look_at_log, entry)
+        )
         if isinstance(last, Finished):
-            adopting = adopt(
-                self.session,
-                job,
-                entry.request.task,
-                entry.request.name,
-                last,
-                self.hardware.processor,
-                started,
-                self._publish,
-            )
-            adopted = await _unless(entry.cancel, adopting)
-            if isinstance(adopted, BaseException):
-                raise adopted
+            adopted = await unless(entry.cancel, self._adopt(entry, last, started))
             return adopted or Cancelled(started=started, finished=time.time())
         if entry.cancel.is_set():
             return Cancelled(started=started, finished=time.time())
         if isinstance(last, GaveUp):
             append(path, f"{last.detail}\n{last.reason}\n" if last.detail else f"{last.reason}\n")
+            self._look_at_log(entry, ended=True)
             return Failed(started=started, finished=time.time(), reason=last.reason, cause=last.cause)
         if isinstance(last, Garbled):
             reason = f"The worker sent a message that cannot be understood: {last}."
@@ -261,38 +250,11 @@ class Jobs:
         death = explain_death(ended, witness, last_line(path))
         return Failed(started=started, finished=time.time(), reason=death.reason, cause=death.cause)
 
-    async def _accompany(self, entry: "_Entry", worker: Worker) -> tuple[Finished | GaveUp | Garbled | None, Exit]:
-        """Listen to a worker until it is gone: its last message, if any, and how it ended."""
-        listening = asyncio.create_task(self._listen(entry, worker))
-        stopping = asyncio.create_task(_stop_when(entry.cancel, worker))
-        following = asyncio.create_task(self._follow_log(entry))
-        gone = asyncio.create_task(worker.wait())
-        try:
-            await asyncio.wait({listening, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not gone.done():
-                patience = 0 if isinstance(listening.result(), Garbled) else LEAVE_SECONDS
-                await asyncio.wait({gone}, timeout=patience)
-                worker.signal(signal.SIGKILL)
-            ended = await gone
-            # What it sent before it died is still in the socket.
-            await asyncio.wait({listening}, timeout=1.0)
-            last = listening.result() if listening.done() else None
-            return last, ended
-        finally:
-            for task in (listening, stopping, following, gone):
-                task.cancel()
-            self._log_lines(entry, ended=True)
-            worker.close()
-
-    async def _listen(self, entry: "_Entry", worker: Worker) -> Finished | GaveUp | Garbled | None:
-        while True:
-            try:
-                message = await worker.receive()
-            except Garbled as error:
-                return error
-            if message is None or isinstance(message, Finished | GaveUp):
-                return message
-            self._take(entry, message)
+    async def _adopt(self, entry: "_Entry", finished: Finished, started: float) -> Succeeded:
+        request, processor = entry.request, self.hardware.processor
+        return await adopt(
+            self.session, entry.job, request.task, request.name, finished, processor, started, self._publish
+        )
 
     def _take(self, entry: "_Entry", message: WorkerMessage) -> None:
         """Progress, a metric or a log line from the worker."""
@@ -311,12 +273,7 @@ class Jobs:
         elif isinstance(message, Logged):
             append(self.session.log_path(job.id), f"{message.text}\n")
 
-    async def _follow_log(self, entry: "_Entry") -> None:
-        while True:
-            await asyncio.sleep(LOG_LOOK_SECONDS)
-            self._log_lines(entry)
-
-    def _log_lines(self, entry: "_Entry", ended: bool = False) -> None:
+    def _look_at_log(self, entry: "_Entry", ended: bool) -> None:
         lines = entry.follower.new_lines(ended)
         if lines:
             self._publish(JobLogged(seq=0, job=entry.job.id, lines=lines))
@@ -389,24 +346,3 @@ def _needed_variants(session: Session, request: JobRequest) -> dict[str, Variant
     if session.baseline is not None:
         chosen.append(session.baseline)
     return {variant.id: variant for variant in chosen}
-
-
-async def _stop_when(cancel: asyncio.Event, worker: Worker) -> None:
-    await cancel.wait()
-    worker.signal(signal.SIGTERM)
-    await asyncio.sleep(GRACE_SECONDS)
-    worker.signal(signal.SIGKILL)
-
-
-async def _unless(cancel: asyncio.Event, action: Any) -> Any:
-    """The action's result or the exception it raised; None once `cancel` is set, with the action cancelled."""
-    doing = asyncio.ensure_future(action)
-    waiting = asyncio.create_task(cancel.wait())
-    await asyncio.wait({doing, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    if not doing.done():
-        doing.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await doing
-        return None
-    return doing.exception() or doing.result()

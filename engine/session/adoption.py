@@ -49,14 +49,9 @@ async def adopt(
 ) -> Succeeded:
     """Keep everything `finished` brought and return the state to show. Raises SessionError when the disk says no.
 
-    Cancelled while files are still copied, it keeps nothing: stored files without a record are swept later.
+    Cancelled while files are still copied, it keeps nothing of them.
     """
-    work = session.work_directory(job.id)
-    stored: list[tuple[str, VariantDraft, tuple[FileRecord, ...]]] = []
-    for draft in finished.variants:
-        id = session.new_id()
-        records = await asyncio.to_thread(session.store_files, id, draft, work)
-        stored.append((id, draft, records))
+    stored = await _store_files(session, job, finished)
     # From here on nothing waits: either all of it is kept or an error says what could not be.
     if finished.model is not None:
         session.set_model(finished.model)
@@ -80,6 +75,30 @@ async def adopt(
         measurements=tuple(measurements),
         summary=finished.summary,
     )
+
+
+async def _store_files(
+    session: Session, job: Job, finished: Finished
+) -> list[tuple[str, VariantDraft, tuple[FileRecord, ...]]]:
+    """Every draft's files in a place of their own, hashed. All of them or, after an error, none."""
+    work = session.work_directory(job.id)
+    drafts = [(session.new_id(), draft) for draft in finished.variants]
+
+    def store() -> list[tuple[str, VariantDraft, tuple[FileRecord, ...]]]:
+        return [(id, draft, session.store_files(id, draft, work)) for id, draft in drafts]
+
+    def discard(storing: asyncio.Future[Any]) -> None:
+        storing.exception()  # whoever waited has it, or nobody wants it any more
+        for id, _ in drafts:
+            session.discard_files(id)
+
+    storing = asyncio.ensure_future(asyncio.to_thread(store))
+    try:
+        return await asyncio.shield(storing)
+    except BaseException:
+        # A thread cannot be stopped: when it has come to its end, what it wrote goes.
+        storing.add_done_callback(discard)
+        raise
 
 
 def _variant(

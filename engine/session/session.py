@@ -159,6 +159,11 @@ class Session:
         """Remove what a finished job left in its work directory. Blocks while it deletes."""
         shutil.rmtree(self.directory / "jobs" / _checked(id) / "work", ignore_errors=True)
 
+    def discard_files(self, variant_id: str) -> None:
+        """Remove stored files that did not become a variant after all."""
+        if variant_id not in self.variants:
+            shutil.rmtree(self._variants / _checked(variant_id), ignore_errors=True)
+
     # --- variants and measurements -----------------------------------------------------------------
 
     def store_files(self, variant_id: str, draft: VariantDraft, work_directory: str | Path) -> tuple[FileRecord, ...]:
