@@ -13,6 +13,9 @@ RESERVE_BYTES = 1024**3
 RESERVE_SHARE = 0.02
 """The same for a small disk: this share of it."""
 
+LEAST_BYTES = 16 * 1024**2
+"""Free space without which no job starts, however small the disk: logs and databases grow too."""
+
 COPIES = 4
 """A job may write this many times the size of what it works on: exports, intermediate graphs, the result, its copy."""
 
@@ -24,7 +27,8 @@ def disk_is_short(directory: Path, working_set: int) -> str | None:
     """The sentence that says why no job can start in `directory`, or None. `working_set`: bytes it works on."""
     disk = os.statvfs(directory)
     free = disk.f_bavail * disk.f_frsize
-    needed = int(min(RESERVE_BYTES, RESERVE_SHARE * disk.f_blocks * disk.f_frsize)) + COPIES * working_set
+    reserve = max(LEAST_BYTES, min(RESERVE_BYTES, RESERVE_SHARE * disk.f_blocks * disk.f_frsize))
+    needed = int(reserve) + COPIES * working_set
     if free < needed:
         return (
             f"Only {free / 2**20:,.0f} MiB are free on the disk of {directory}, and this job may need "

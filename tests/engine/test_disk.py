@@ -21,6 +21,7 @@ def disk(free_mib: int, total_mib: int, files: int = 1_000_000, free_files: int 
         (500, 20_000, 0, False),
         (300, 20_000, 0, True),
         (2048, 1_000_000, 500 * 2**20, True),
+        (10, 40, 0, True),
     ],
 )
 def test_the_reserve_is_a_gibibyte_or_two_percent_and_room_for_the_work(
