@@ -53,7 +53,7 @@ def conditions(job: JobContext, runner: Runner, notes: tuple[str, ...] = ()) -> 
         threads=runner.threads,
         providers=runner.providers,
         versions=runner.versions,
-        notes=notes,
+        notes=(*getattr(runner, "notes", ()), *notes),
     )
 
 

@@ -27,7 +27,7 @@ from ..protocol import (
     Task,
     Variant,
 )
-from ..runtimes import runtimes_for
+from ..runtimes import runtimes_for, why_not_installed
 from ..session import Session, SessionError
 from ..session.ranking import figures_of
 from ..targets import resolve_target
@@ -134,7 +134,11 @@ async def measure(runner: "RecipeRunner", id: str, variant: Variant, kinds: tupl
     able = runtimes_for(variant.format)
     if not able:
         return Measured(False, f"Nothing here runs the format {variant.format}.")
-    wanted = [runtime for runtime in plan.runtimes or options.runtimes if runtime in able]
+    asked = [runtime for runtime in plan.runtimes or options.runtimes if runtime in able]
+    refusals = {runtime: reason for runtime in asked if (reason := why_not_under(runner.session, variant, runtime))}
+    wanted = [runtime for runtime in asked if runtime not in refusals]
+    if refusals and not wanted and plan.runtimes:
+        return Measured(False, " ".join(refusals.values()))
     natural = [able[0]] if variant.parent is None or not wanted else []
     device = plan.device or options.device
     ran, last = False, None
@@ -154,6 +158,19 @@ async def measure(runner: "RecipeRunner", id: str, variant: Variant, kinds: tupl
             if not isinstance(job.state, Succeeded):
                 return Measured(ran, reason_of(job), last)
     return Measured(ran, "", last)
+
+
+def why_not_under(session: Session, variant: Variant, runtime: str) -> str | None:
+    """Why a variant whose format fits still cannot run under a runtime: one sentence, or None."""
+    if reason := why_not_installed(runtime):
+        return reason
+    if runtime == "onnxruntime" or variant.format != "onnx" or variant.portable:
+        return None
+    ancestor = session.variants.get(variant.parent or "")
+    while ancestor is not None and not (ancestor.portable and ancestor.format == "onnx"):
+        ancestor = session.variants.get(ancestor.parent or "")
+    reason = f"{runtime} cannot run {variant.name}: it has nodes that only ONNX Runtime knows."
+    return reason + (f" Its last portable ancestor is {ancestor.name}." if ancestor is not None else "")
 
 
 # --- steps -----------------------------------------------------------------------------------------

@@ -24,8 +24,12 @@ if TYPE_CHECKING:
 RUNTIMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "pytorch": ("pytorch", ("pytorch",)),
     "onnxruntime": ("onnxruntime", ("onnx",)),
+    "openvino": ("openvino", ("onnx",)),
 }
-"""Name → (module of this package, formats it runs)."""
+"""Name → (module of this package, formats it runs). The first that runs a format is its natural runtime."""
+
+NEEDS_PACKAGE = {"openvino": "openvino"}
+"""Runtimes that are extras → the package to look for; the extra has the runtime's name."""
 
 
 class RuntimeUnavailable(Exception):
@@ -69,6 +73,14 @@ def runtimes_for(format: str) -> tuple[str, ...]:
     return tuple(name for name, (_, formats) in RUNTIMES.items() if format in formats)
 
 
+def why_not_installed(runtime: str) -> str | None:
+    """The sentence with what to install, or None when the runtime's package is there."""
+    package = NEEDS_PACKAGE.get(runtime)
+    if package is None or importlib.util.find_spec(package) is not None:
+        return None
+    return f"{runtime} is not installed: pip install trimtab[{runtime}]"
+
+
 def load(variant: LoadedVariant, runtime: str, device: str = "cpu", threads: int | None = None) -> Runner:
     """Load a variant under a runtime.
 
@@ -77,6 +89,8 @@ def load(variant: LoadedVariant, runtime: str, device: str = "cpu", threads: int
     """
     if runtime not in RUNTIMES:
         raise RuntimeUnavailable(f"There is no runtime {runtime!r}. Known: {', '.join(RUNTIMES)}.")
+    if reason := why_not_installed(runtime):
+        raise RuntimeUnavailable(reason)
     module_name, formats = RUNTIMES[runtime]
     if variant.record.format not in formats:
         raise RuntimeUnavailable(f"{runtime} cannot run {variant.record.name}, which is {variant.record.format}.")
