@@ -19,8 +19,9 @@ PATIENCE_SECONDS = 15.0
 class Dashboard:
     """A running dashboard and its hand-made engine."""
 
-    def __init__(self, app: TrimtabApp, pilot: Pilot[Any]) -> None:
+    def __init__(self, app: TrimtabApp, pilot: Pilot[Any], patience: float = PATIENCE_SECONDS) -> None:
         self.app = app
+        self._patience = patience
         self.pilot = pilot
         self.engine: scenes.SceneEngine = app.engine  # type: ignore[attr-defined]
 
@@ -41,7 +42,7 @@ class Dashboard:
 
     async def until(self, condition: Callable[[], Any], what: str) -> None:
         """Wait for a condition."""
-        end = time.monotonic() + PATIENCE_SECONDS
+        end = time.monotonic() + self._patience
         while not condition():
             assert time.monotonic() < end, f"{what} did not come about; the screen:\n{self.text}"
             await asyncio.sleep(0.02)

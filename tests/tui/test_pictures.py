@@ -1,0 +1,100 @@
+"""Pictures of the dashboard in its main states, compared cell by cell with the ones that a person has looked at.
+
+`pytest tests/tui/test_pictures.py --snapshot-update` makes them anew; look at `snapshot_report.html` before you do.
+Everything that could change by itself is fixed: size, theme, clock, blinking, animations.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import scenes
+from textual.pilot import Pilot
+
+Compare = Callable[..., bool]
+
+
+def settled(*keys: str) -> Callable[[Pilot[Any]], Any]:
+    """Wait until the dashboard is connected and drawn, then press keys and let them take effect."""
+
+    async def prepare(pilot: Pilot[Any]) -> None:
+        app: Any = pilot.app
+        for _ in range(500):
+            await pilot.pause(0.01)
+            variants = app.main.query_one("#variants")
+            if variants.size and (variants.key or (app.connection.snapshot.seq and not variants.keys)):
+                break
+        for key in keys:
+            await pilot.press(key)
+            for _ in range(500):
+                await pilot.pause(0.01)
+                if not any(one.is_running for one in app.workers if one.group in ("log", "details", "check")):
+                    break
+            await pilot.pause(0.3 if key in ("t", "enter", "end") else 0.05)
+        app.paint()
+        await pilot.pause(0.1)
+
+    return prepare
+
+
+@pytest.mark.parametrize("size", [(80, 24), (100, 30), (200, 50)])
+def test_main_screen(snap_compare: Compare, size: tuple[int, int]) -> None:
+    assert snap_compare(scenes.app_of(scenes.work()), terminal_size=size, run_before=settled("down", "down"))
+
+
+def test_main_screen_with_two_gpus(snap_compare: Compare) -> None:
+    assert snap_compare(scenes.app_of(scenes.work(2)), terminal_size=(140, 40), run_before=settled("3"))
+
+
+def test_main_screen_in_the_light_theme(snap_compare: Compare) -> None:
+    app = scenes.app_of(scenes.work(1), theme="trimtab-light")
+    assert snap_compare(app, terminal_size=(100, 30), run_before=settled("down"))
+
+
+def test_main_screen_in_sixteen_colours(snap_compare: Compare) -> None:
+    app = scenes.app_of(scenes.work(), theme="trimtab-ansi")
+    assert snap_compare(app, terminal_size=(100, 30), run_before=settled("down"))
+
+
+def test_hostile_names(snap_compare: Compare) -> None:
+    assert snap_compare(scenes.app_of(scenes.hostile()), terminal_size=(100, 30), run_before=settled())
+
+
+def test_old_telemetry(snap_compare: Compare) -> None:
+    snapshot = scenes.work()
+    old = tuple(msgspec.structs.replace(sample, time=sample.time - 40) for sample in snapshot.telemetry)
+    app = scenes.app_of(msgspec.structs.replace(snapshot, telemetry=old, notices=("The disk is nearly full.",)))
+    assert snap_compare(app, terminal_size=(100, 30), run_before=settled())
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("down", "t", "enter"),
+        ("down", "t", "enter", "5"),
+        ("down", "down", "enter"),
+        ("c", "down", "down", "space", "down", "down"),
+        ("question_mark",),
+        ("q",),
+        ("e",),
+        ("a",),
+        ("down", "down", "y"),
+        ("L",),
+        ("4", "4"),
+    ],
+    ids=lambda keys: "-".join(keys),
+)
+def test_screens(snap_compare: Compare, keys: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert snap_compare(scenes.app_of(scenes.work()), terminal_size=(100, 30), run_before=settled(*keys))
+
+
+def test_open_screen(snap_compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "models"
+    (folder / "weights").mkdir(parents=True)
+    for name in ("residual_cnn.py", "detector.onnx", "legacy.pt"):
+        (folder / name).write_text("")
+    monkeypatch.chdir(folder)
+    app = scenes.app_of(scenes.fresh())
+    assert snap_compare(app, terminal_size=(100, 30), run_before=settled(*"legacy", "full_stop", "p", "t"))
