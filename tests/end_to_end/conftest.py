@@ -19,7 +19,7 @@ class Shell:
         self.directory = directory
         self.environment = os.environ | {"XDG_STATE_HOME": str(directory / "state"), "NO_COLOR": "1"}
 
-    def trimtab(self, *arguments: str, timeout: float = 170) -> subprocess.CompletedProcess[str]:
+    def trimtab(self, *arguments: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(TRIMTAB), *arguments],
             cwd=self.directory,
@@ -30,7 +30,7 @@ class Shell:
             stdin=subprocess.DEVNULL,
         )
 
-    def json(self, *arguments: str, status: int = 0, timeout: float = 170) -> dict:
+    def json(self, *arguments: str, status: int = 0, timeout: float = 500) -> dict:
         """The one object on standard output; fails with both streams when the exit status is another."""
         done = self.trimtab(*arguments, "--json", timeout=timeout)
         assert done.returncode == status, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"

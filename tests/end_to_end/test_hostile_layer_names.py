@@ -2,7 +2,11 @@
 
 import json
 
+import pytest
+
 from tests.end_to_end.conftest import REPOSITORY
+
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_no_escape_reaches_the_terminal_or_an_export(shell):

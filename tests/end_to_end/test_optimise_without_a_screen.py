@@ -7,6 +7,8 @@ import tomllib
 
 import pytest
 
+pytestmark = pytest.mark.timeout(600)
+
 RECIPE = """
 model = "tiny_cnn.py"
 accuracy_limit = 0.02
@@ -109,3 +111,10 @@ def test_an_unknown_technique_or_parameter_names_the_known_ones(shell, tiny_cnn)
     wrong = shell.trimtab("apply", "export-onnx", "--nonsense", "3")
     assert wrong.returncode != 0
     assert "nonsense" in wrong.stdout + wrong.stderr
+
+
+def test_an_engine_py_on_the_python_path_does_not_shadow_ours(shell):
+    (shell.directory / "engine.py").write_text("raise RuntimeError('the wrong engine')\n")
+    shell.environment["PYTHONPATH"] = str(shell.directory)
+    listed = shell.trimtab("ls")
+    assert listed.returncode == 0, listed.stderr
