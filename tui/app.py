@@ -37,6 +37,18 @@ class TrimtabApp(App[None]):
 
     TITLE = "trimtab"
     CSS_PATH = [HERE / "app.tcss", HERE / "screens/main.tcss", HERE / "panes/panes.tcss"]
+    HORIZONTAL_BREAKPOINTS = [
+        (0, "-too-narrow"),
+        (60, "-narrow"),
+        (100, "-normal"),
+        (150, "-wide"),
+    ]
+    VERTICAL_BREAKPOINTS = [
+        (0, "-too-low"),
+        (15, "-short"),
+        (28, "-medium"),
+        (44, "-tall"),
+    ]
     BINDINGS: ClassVar[list[BindingType]] = []
     COMMANDS = {ActionProvider}
     COMMAND_PALETTE_BINDING = "ctrl+p"

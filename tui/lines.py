@@ -128,7 +128,12 @@ class LineView(ScrollView):
         if index is None:
             return Strip.blank(width, self.role_style(""))
         background = self.background_role(index)
-        return self._strip(self.lines[index], width, self.role_style(background) if background else None)
+        return self._strip(self.lines[index], width, self._ground(background) if background else None)
+
+    def _ground(self, role: str) -> Style:
+        """What a role lays under a whole line: its background, and what takes its place where there are no colours."""
+        style = self.get_component_rich_style(f"lines--{role}", partial=True)
+        return Style(bgcolor=style.bgcolor, reverse=style.reverse or None, bold=style.bold or None)
 
     def notify_style_update(self) -> None:
         self._styles.clear()

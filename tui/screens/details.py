@@ -63,7 +63,7 @@ class DetailsScreen(Screen[None]):
         self._drawn = key
         path = " → ".join(clean(one.name, 40) for one in lineage(snapshot, variant))
         self.query_one("#details-title", Static).update(Content.assemble((" Variant ", "$secondary"), (path, "bold")))
-        self.query_one("#facts", Static).update(facts(snapshot, variant, max(self.size.width - 6, 40)))
+        self.query_one("#facts", Static).update(facts(snapshot, variant, max(self.size.width - 8, 40)))
 
     def action_scroll(self, by: int) -> None:
         self.query_one("#details").scroll_relative(y=by * 2, animate=False)

@@ -40,18 +40,6 @@ PANES = {"1": "variants", "2": "jobs", "3": "hardware", "4": "log"}
 class MainScreen(Screen[None]):
     """See the top of this file."""
 
-    HORIZONTAL_BREAKPOINTS = [
-        (0, "-too-narrow"),
-        (60, "-narrow"),
-        (100, "-normal"),
-        (150, "-wide"),
-    ]
-    VERTICAL_BREAKPOINTS = [
-        (0, "-too-low"),
-        (15, "-short"),
-        (28, "-medium"),
-        (44, "-tall"),
-    ]
     BINDINGS: ClassVar[list[BindingType]] = [
         *(Binding(action.key, f"act('{action.id}')", action.label, show=False, id=action.id) for action in ACTIONS),
         Binding("escape", "back", show=False),
