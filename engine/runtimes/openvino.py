@@ -32,7 +32,7 @@ SETTLE_SECONDS = 0.03
 LOOK_SECONDS = 0.005
 """The kernel books a running thread's time at its ticks, 4 ms apart: a shorter look may miss one that spins."""
 
-PRECISIONS = {onnx.TensorProto.FLOAT16: "f16", onnx.TensorProto.BFLOAT16: "bf16"}
+PRECISIONS: dict[int, str] = {onnx.TensorProto.FLOAT16: "f16", onnx.TensorProto.BFLOAT16: "bf16"}
 """What most weights are in → what float operators compute in; anything else is f32."""
 
 
@@ -146,4 +146,5 @@ def _precision(graph: onnx.GraphProto) -> str:
     counts: dict[int, int] = {}
     for tensor in float_weights(graph):
         counts[tensor.data_type] = counts.get(tensor.data_type, 0) + int(np.prod(tensor.dims, dtype=np.int64))
-    return PRECISIONS.get(max(counts, key=lambda kind: counts[kind], default=0), "f32")
+    most = max(counts, key=lambda kind: counts[kind], default=0)
+    return PRECISIONS.get(most, "f32")
