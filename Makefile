@@ -42,7 +42,7 @@ test: setup-dev lint
 	$(BIN)/pytest -m "not slow and not gpu"
 
 test-slow: setup-dev
-	$(BIN)/pytest -m "slow and not gpu"
+	$(BIN)/pytest -m "slow and not gpu" --ignore=tests/benchmarks
 
 test-gpu: setup-dev
 	$(BIN)/pytest -m gpu tests/gpu

@@ -9,7 +9,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
-BENCHMARKS = (*sorted(HERE.glob("bench_*.py")), HERE / "test_dashboard_cost.py")
+BENCHMARKS = (*sorted(HERE.glob("bench_*.py")), *sorted(HERE.glob("test_*.py")))
 
 
 def main() -> int:
