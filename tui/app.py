@@ -4,6 +4,7 @@ Start-up order matters: the first paint needs neither the engine nor any screen 
 One tick (2 Hz) and urgent events paint; a paint draws the active screen from one immutable snapshot (`show`).
 """
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -64,7 +65,8 @@ class TrimtabApp(App[None]):
         theme: str | None = None,
     ) -> None:
         chosen = theme or choose_theme()
-        super().__init__()
+        # With NO_COLOR Textual would turn colours to greys, which our ANSI theme does not have: no colours at all.
+        super().__init__(ansi_color=True if "NO_COLOR" in os.environ else None)
         for one in THEMES:
             self.register_theme(one)
         self.theme = chosen if chosen in self.available_themes else THEMES[0].name
@@ -126,11 +128,14 @@ class TrimtabApp(App[None]):
         self.paint()
 
     def paint(self) -> None:
-        """Draw the active screen."""
+        """Draw the active screen, and what is seen behind a dialog."""
         self._painting = False
-        show = getattr(self.screen, "show", None)
-        if show is not None and self.screen.is_mounted:
-            show(self.connection.snapshot, self.view())
+        for screen in reversed(self.screen_stack):
+            show = getattr(screen, "show", None)
+            if show is not None and screen.is_mounted:
+                show(self.connection.snapshot, self.view())
+            if not screen.is_modal:
+                break
 
     def _changed(self, urgent: bool) -> None:
         if urgent and not self._painting and self.is_running:

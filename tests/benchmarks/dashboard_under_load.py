@@ -7,6 +7,7 @@ arrives every other second, so that the table changes too. What it costs is meas
 
 import asyncio
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -92,7 +93,9 @@ def main() -> None:
     async def connect(session_directory: Path, start: bool) -> scenes.SceneEngine:
         return engine
 
-    app = FedApp(Path("/tmp/residual_cnn.trimtab"), connect=connect, theme="trimtab-dark")
+    app = FedApp(
+        Path("/tmp/residual_cnn.trimtab"), connect=connect, theme=os.environ.get("TRIMTAB_THEME", "trimtab-dark")
+    )
     app.engine = engine  # type: ignore[attr-defined]
     app.run()
 

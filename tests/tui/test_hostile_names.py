@@ -50,7 +50,6 @@ async def test_the_main_screen_draws_them_harmlessly(size: tuple[int, int]) -> N
         for number in "1234":
             await seen.press(number, number)
             harmless(seen)
-            await seen.press("escape")
 
 
 @pytest.mark.parametrize(
@@ -94,6 +93,15 @@ async def test_a_hostile_end_of_a_job_is_harmless() -> None:
         await seen.sees("x: conv[/]x␛]52")
         seen.app.say(scenes.HOSTILE, severity="error")
         await seen.pilot.pause()
+        harmless(seen)
+
+
+async def test_files_with_hostile_names_can_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conv[red]x\x1b]52;c;AAAA\x07.py").write_text("")
+    (tmp_path / "[red]").mkdir()
+    monkeypatch.chdir(tmp_path)
+    async with dashboard(scenes.fresh(), ANSWERS) as seen:
+        await seen.sees("conv[red]x␛]52;c;AAAA␇.py", "[red]")
         harmless(seen)
 
 

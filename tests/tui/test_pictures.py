@@ -32,7 +32,7 @@ def settled(*keys: str) -> Callable[[Pilot[Any]], Any]:
                 await pilot.pause(0.01)
                 if not any(one.is_running for one in app.workers if one.group in ("log", "details", "check")):
                     break
-            await pilot.pause(0.3 if key in ("t", "enter", "end") else 0.05)
+            await pilot.pause(0.2 if key in ("t", "enter", "end") else 0.05)
         app.paint()
         await pilot.pause(0.1)
 

@@ -1,6 +1,7 @@
 """Themes are readable, and the right one is chosen."""
 
 import pytest
+import scenes
 from textual.color import Color
 from textual.theme import Theme
 
@@ -55,3 +56,17 @@ def test_every_theme_has_our_own_variables(theme: Theme) -> None:
 )
 def test_the_terminal_decides_the_theme(environment: dict[str, str], name: str) -> None:
     assert choose_theme(environment) == name
+
+
+async def test_no_color_means_no_colour_and_a_cursor_that_is_seen_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    app = scenes.app_of(scenes.work(), theme=choose_theme())
+    async with app.run_test(size=(100, 30)) as pilot:
+        for _ in range(500):
+            await pilot.pause(0.01)
+            if "int8" in scenes.text_of(app):
+                break
+        segments = [segment for strip in app.screen._compositor.render_strips() for segment in strip]
+        styles = [one.style for one in segments if one.style is not None]
+        assert all(colour is None or colour.is_default for style in styles for colour in (style.color, style.bgcolor))
+        assert any(one.style and one.style.reverse and "baseline" in one.text for one in segments)

@@ -49,7 +49,8 @@ class ModelTree(DirectoryTree):
 
     def render_label(self, node: TreeNode[DirEntry], base_style: Style, style: Style) -> Text:
         mark = ("▾ " if node.is_expanded else "▸ ") if node.allow_expand else "  "
-        return Text(mark + clean(str(node.label), 120), style=style)
+        name = node.data.path.name if node.data is not None else str(node.label)
+        return Text(mark + clean(name, 120), style=style)
 
 
 class OpenScreen(ModalScreen[bool]):

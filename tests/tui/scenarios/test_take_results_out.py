@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from driver import dashboard
 
 from engine.protocol import ExportVariants
@@ -35,14 +36,17 @@ async def test_copy_sends_the_command_line_to_the_terminals_clipboard(tmp_path: 
         assert seen.app.clipboard.startswith("trimtab apply quantize-static")
 
 
-async def test_the_recipe_can_be_written_to_a_file_and_never_over_one(tmp_path: Path) -> None:
+async def test_the_recipe_can_be_written_to_a_file_and_never_over_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     async with dashboard() as seen:
         await seen.press("down", "down", "y")
         await seen.sees("recipe.toml")
         await seen.press("shift+tab", "ctrl+a", "ctrl+k")
-        await seen.type(str(tmp_path / "mine.toml"))
+        await seen.type("a.toml")
         await seen.press("enter")
-        await seen.until(lambda: (tmp_path / "mine.toml").exists(), "the file")
-        assert (tmp_path / "mine.toml").read_text().startswith('model = "residual_cnn.py"')
+        await seen.until(lambda: (tmp_path / "a.toml").exists(), "the file")
+        assert (tmp_path / "a.toml").read_text().startswith('model = "residual_cnn.py"')
         await seen.press("enter")
         await seen.sees("exists already")
