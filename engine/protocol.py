@@ -225,7 +225,115 @@ class Accuracy(Record, tag="accuracy"):
     sentence: str = ""
 
 
-Measurement = Latency | Accuracy
+class OperatorTime(Record):
+    """One operator as the runtime executed it, milliseconds for one call of the model."""
+
+    name: str
+    """As the runtime calls it; for PyTorch the module's path, or `path/operation` for what a module does itself."""
+    type: str
+    """As the runtime calls it after its fusions ("QLinearConv"), or the module's class."""
+    time_ms: float
+    calls: int = 1
+    nodes: tuple[str, ...] = ()
+    """The variant's own nodes that it stands for; empty: the runtime put it in (a layout change)."""
+    module: str | None = None
+    precision: str | None = None
+    """What it computes in: "float32", "float16", "bfloat16", "int8", "int4"; "conversion" between two of them."""
+    operands: str | None = None
+    """For integers: activations × weights, "uint8×int8"."""
+    full_range: bool | None = None
+    """Integer weights go beyond 7 bits."""
+    share: float | None = None
+    flops: int | None = None
+    bytes: int | None = None
+    bound: Literal["compute", "memory", "launch"] | None = None
+
+
+class Profile(Record, tag="profile"):
+    """Where the time of one call goes, by operator, the slowest first."""
+
+    id: str
+    variant: str
+    job: str
+    created: float
+    conditions: Conditions
+    batch_size: int
+    latency_ms: float
+    """Median of a call without the profiler."""
+    operators: tuple[OperatorTime, ...]
+    remainder_ms: float
+    """What is left of the call beside its operators: launching them, the runtime and the host."""
+    sentence: str = ""
+
+
+class Unfused(Record):
+    """A node meant to be computed in integers (it reads through a Dequantize) that the runtime computes in float."""
+
+    node: str
+    type: str
+    reason: str
+    time_ms: float | None = None
+    pairs: tuple[str, ...] = ()
+    """The Quantize and Dequantize nodes around it that are executed for nothing."""
+
+
+class LayerError(Record):
+    """How far one value is from the same value of the other variant, in the graphs' own arithmetic."""
+
+    node: str
+    type: str
+    cosine: float
+    sqnr_db: float | None
+    """Signal to quantization noise; None: no difference at all."""
+    drop_db: float | None = None
+    """How much SQNR the node lost against the worst of what it reads; large where accuracy breaks."""
+
+
+class OperatorChange(Record):
+    """One kind of operator in one precision: times in both variants, None where it does not occur."""
+
+    type: str
+    precision: str | None
+    before_ms: float | None
+    after_ms: float | None
+    before_calls: int = 0
+    after_calls: int = 0
+    operands: str | None = None
+
+
+class Explanation(Record, tag="explanation"):
+    """Why one variant is, or is not, faster than another."""
+
+    id: str
+    variant: str
+    against: str
+    job: str
+    created: float
+    conditions: Conditions
+    against_conditions: Conditions
+    batch_size: int
+    speedup: Ratio
+    cause: str
+    """One sentence with numbers: the main cause of the gain, or of its lack."""
+    cause_kind: str
+    """"integer-kernels", "unfused", "float-operators", "too-small", … (see `measurements/causes.py`)."""
+    latency_ms: float
+    """Median of calls right before the profile: what the operators' times add up to. `speedup` was timed in turns."""
+    against_latency_ms: float
+    operators: tuple[OperatorTime, ...]
+    against_operators: tuple[OperatorTime, ...]
+    changes: tuple[OperatorChange, ...]
+    remainder_ms: float
+    against_remainder_ms: float
+    unfused: tuple[Unfused, ...] = ()
+    missing_features: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Further sentences: what the missing features mean, what was left in float, saturation."""
+    layers: tuple[LayerError, ...] = ()
+    """In the order of execution; empty where the two cannot be matched, and a note says why."""
+
+
+Measurement = Latency | Accuracy | Profile | Explanation
 
 
 # --- jobs ------------------------------------------------------------------------------------------
@@ -502,6 +610,27 @@ class MeasureVariant(Command, tag="measure-variant"):
     runtimes: tuple[str, ...] = ()
     batch_sizes: tuple[int, ...] = ()
     device: str | None = None
+    against: str | None = None
+    """For the kind "explain": the variant to compare with; None: the parent."""
+
+
+class GetExplanation(Command, tag="get-explanation"):
+    """Reply: `Text`: why a variant is (not) faster than another (None: its parent); "" when not found out yet.
+
+    `MeasureVariant` with the kind "explain" finds it out.
+    """
+
+    variant: str
+    against: str | None = None
+    format: Literal["json", "markdown"] = "json"
+
+
+class GetProfile(Command, tag="get-profile"):
+    """Reply: `Text`: where a variant's time goes; "" when it was not profiled yet (kind "profile")."""
+
+    variant: str
+    runtime: str | None = None
+    format: Literal["json", "markdown"] = "json"
 
 
 class ListTechniques(Command, tag="list-techniques"):
@@ -613,6 +742,8 @@ ClientMessage = (
     | DeleteVariant
     | SetOptions
     | GetResults
+    | GetExplanation
+    | GetProfile
     | GetRecipe
     | ExportVariants
     | ReadLog
@@ -835,7 +966,23 @@ class MeasureAccuracy(Record, tag="measure-accuracy"):
     limit: float
 
 
-Task = InspectModel | RunTechnique | MeasureLatency | MeasureAccuracy
+class MeasureProfile(Record, tag="measure-profile"):
+    variant: str
+    runtime: str
+    batch_size: int
+
+
+class ExplainVariant(Record, tag="explain-variant"):
+    """Profile both variants side by side and say what makes the difference."""
+
+    variant: str
+    against: str
+    runtime: str
+    against_runtime: str
+    batch_size: int
+
+
+Task = InspectModel | RunTechnique | MeasureLatency | MeasureAccuracy | MeasureProfile | ExplainVariant
 
 
 class JobSpec(Record):

@@ -26,6 +26,7 @@ from .context import JobCancelled, JobContext, LoadedVariant, VariantFiles
 from .protocol import (
     FRAME_HEADER,
     MAX_FRAME_BYTES,
+    ExplainVariant,
     Finished,
     GaveUp,
     InspectModel,
@@ -33,6 +34,7 @@ from .protocol import (
     Logged,
     MeasureAccuracy,
     MeasureLatency,
+    MeasureProfile,
     Progressed,
     RunTechnique,
     Task,
@@ -136,6 +138,16 @@ def do_task(task: Task, job: JobContext, model: Model) -> Finished:
         case MeasureAccuracy():
             accuracy = job.measure_accuracy(job.variants[task.variant], task.runtime, task.limit)
             return Finished(measurements=(accuracy,), summary=accuracy.sentence)
+        case MeasureProfile():
+            from .measurements.profiling import measure_profile
+
+            profile = measure_profile(job, job.variants[task.variant], task.runtime, task.batch_size)
+            return Finished(measurements=(profile,), summary=profile.sentence)
+        case ExplainVariant():
+            from .measurements.explaining import explain_variant
+
+            explanation = explain_variant(job, task)
+            return Finished(measurements=(explanation,), summary=explanation.cause)
 
 
 def _measure_latency(job: JobContext, *arguments: Any, **options: Any) -> Any:

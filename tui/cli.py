@@ -15,7 +15,7 @@ from .sessions import UsageError, only_session_here, session_for_model, session_
 SAMPLE_MODELS = Path(__file__).resolve().parent.parent / "sample_models"
 """Shipped beside the packages, in a checkout and in a wheel alike."""
 
-COMMANDS = ("open", "run", "apply", "compare", "export", "ls", "attach", "stop", "demo")
+COMMANDS = ("open", "run", "apply", "compare", "explain", "profile", "export", "ls", "attach", "stop", "demo")
 
 WRONG_USAGE = 2
 
@@ -72,6 +72,8 @@ def _headless(options: argparse.Namespace) -> tuple[Path, Any]:
     functions = {
         "apply": headless.apply,
         "compare": headless.compare,
+        "explain": headless.explain,
+        "profile": headless.profile,
         "export": headless.export,
         "stop": headless.stop,
     }
@@ -169,6 +171,15 @@ def _parser() -> argparse.ArgumentParser:
     applies.add_argument("--target", metavar="TARGET", help="this-machine, cpu-vnni, cpu-avx2, cpu-portable, …")
 
     add("compare", "print the table of all variants", output)
+
+    explains = add("explain", "say why a variant is, or is not, faster than another", output)
+    explains.add_argument("variant", metavar="VARIANT", help="a name, an id or best")
+    explains.add_argument("--against", metavar="VARIANT", help="the other one (default: the one it was made from)")
+    profiles = add("profile", "say where a variant's time goes, operator by operator", output)
+    profiles.add_argument("variant", metavar="VARIANT", help="a name, an id or best")
+    for one in (explains, profiles):
+        one.add_argument("--runtime", metavar="RUNTIME", help="measure under this runtime (default: the natural one)")
+        one.add_argument("--again", action="store_true", help="measure anew even if the answer is known")
 
     exports = add("export", "write variants, results, report and recipe to a directory", output)
     exports.add_argument("variants", nargs="*", metavar="VARIANT", help="names, ids or best (default: best)")

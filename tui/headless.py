@@ -22,7 +22,10 @@ from engine.protocol import (
     Command,
     Exported,
     ExportVariants,
+    GetExplanation,
+    GetProfile,
     GetResults,
+    MeasureVariant,
     OpenModel,
     RecipeRun,
     RunAccepted,
@@ -74,6 +77,50 @@ async def compare(session: Path, options: argparse.Namespace) -> int:
         assert isinstance(text, Text)
         _print_result(text.text)
         return text.status
+
+
+async def explain(session: Path, options: argparse.Namespace) -> int:
+    """`trimtab explain VARIANT [--against VARIANT]`: from the session at once, or found out by a job first."""
+    query = GetExplanation(
+        request=0, variant=options.variant, against=options.against, format="json" if options.json else "markdown"
+    )
+    return await _known_or_measured(session, query, "explain", options)
+
+
+async def profile(session: Path, options: argparse.Namespace) -> int:
+    """`trimtab profile VARIANT`: from the session at once, or measured by a job first."""
+    query = GetProfile(
+        request=0, variant=options.variant, runtime=options.runtime, format="json" if options.json else "markdown"
+    )
+    return await _known_or_measured(session, query, "profile", options)
+
+
+async def _known_or_measured(
+    session: Path, query: GetExplanation | GetProfile, kind: str, options: argparse.Namespace
+) -> int:
+    async with _engine(session) as client:
+        known = await client.request(query)
+        assert isinstance(known, Text)
+        if not known.text or options.again:
+            command = MeasureVariant(
+                request=0,
+                variant=options.variant,
+                kinds=(kind,),
+                runtimes=(options.runtime,) if options.runtime else (),
+                against=getattr(options, "against", None),
+            )
+            accepted = await client.request(command)
+            assert isinstance(accepted, RunAccepted)
+            if await _follow(client, accepted.run, options):
+                return CANCELLED
+            ended = _find_run(client.state, accepted.run)
+            failed = ended.error or next((step.reason for step in ended.steps if step.status != "succeeded"), None)
+            if failed:
+                raise EngineError(failed)
+            known = await client.request(query)
+            assert isinstance(known, Text)
+        _print_result(known.text)
+        return 0
 
 
 async def export(session: Path, options: argparse.Namespace) -> int:

@@ -4,8 +4,8 @@ Everything here reads records and files and changes nothing in the session. Fore
 `engine/safety.py` at the last moment. Light: no torch, onnx or numpy.
 """
 
-from . import results
+from . import explanation, results
 from .export import export_variants
 from .recipe import recipe_text
 
-__all__ = ["export_variants", "recipe_text", "results"]
+__all__ = ["explanation", "export_variants", "recipe_text", "results"]

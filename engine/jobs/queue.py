@@ -22,6 +22,7 @@ from msgspec import Struct
 from ..protocol import (
     Cancelled,
     EngineEvent,
+    ExplainVariant,
     Failed,
     Finished,
     GaveUp,
@@ -34,6 +35,7 @@ from ..protocol import (
     Logged,
     MeasureAccuracy,
     MeasureLatency,
+    MeasureProfile,
     MetricRecorded,
     MetricReported,
     ModelSource,
@@ -323,7 +325,7 @@ class _Entry:
         self.follower = follower
         alone = request.exclusive
         if alone is None:
-            alone = isinstance(request.task, MeasureLatency | MeasureAccuracy)
+            alone = isinstance(request.task, MeasureLatency | MeasureAccuracy | MeasureProfile | ExplainVariant)
         self.claim = Claim(job=job.id, title=job.title, device=request.device, exclusive=alone)
 
 
@@ -332,13 +334,24 @@ def usable_cores(hardware: Hardware) -> int:
     return max(1, min(hardware.processor.physical_cores, len(os.sched_getaffinity(0))))
 
 
+def _present(session: Session, id: str) -> Variant:
+    if id not in session.variants:
+        raise SessionError(f"The variant {id} is no longer in the session.")
+    return session.variants[id]
+
+
 def _needed_variants(session: Session, request: JobRequest) -> dict[str, Variant]:
     """The variant the task names, its parent and the baseline, by id."""
     match request.task:
-        case RunTechnique(source=named) | MeasureLatency(variant=named) | MeasureAccuracy(variant=named):
-            if named not in session.variants:
-                raise SessionError(f"The variant {named} is no longer in the session.")
-            chosen = [session.variants[named]]
+        case (
+            RunTechnique(source=named)
+            | MeasureLatency(variant=named)
+            | MeasureAccuracy(variant=named)
+            | MeasureProfile(variant=named)
+        ):
+            chosen = [_present(session, named)]
+        case ExplainVariant():
+            chosen = [_present(session, request.task.variant), _present(session, request.task.against)]
         case _:
             return {}
     if chosen[0].parent is not None:

@@ -47,7 +47,7 @@ TECHNIQUES = (
 )
 """Every technique a recipe may name. One that this version does not have is refused when its step is reached."""
 
-MEASUREMENTS = ("profile", "latency", "accuracy", "load-test")
+MEASUREMENTS = ("profile", "explain", "latency", "accuracy", "load-test")
 """Every measurement a recipe may name."""
 
 _TOP_KEYS = (
@@ -245,10 +245,13 @@ def check_technique_parameters(word: str, parameters: dict[str, Any]) -> None:
 
 
 def _check_measurement_parameters(word: str, parameters: dict[str, Any]) -> None:
-    """What latency and accuracy take; the others have parameters of their own, checked by whoever does them."""
-    if word not in ("latency", "accuracy"):
+    """What measurements take; a load test has parameters of its own, checked by whoever does it."""
+    if word == "load-test":
         return
-    known = ("runtimes", "device", "batch_sizes") if word == "latency" else ("runtimes", "device")
+    known: tuple[str, ...] = ("runtimes", "device") if word == "accuracy" else ("runtimes", "device", "batch_sizes")
+    if word == "explain":
+        known = (*known, "against")
+        _typed(parameters, "against", str, "a variant's name")
     for key in parameters:
         if key not in known:
             raise RecipeError(f"{word} has no key {clean_text(key, 60)}. {did_you_mean(key, (*known, *_STEP_KEYS))}")

@@ -12,7 +12,21 @@ from typing import Any
 
 import msgspec
 
-from ..protocol import Accuracy, Conditions, Hardware, Job, Latency, Measurement, Processor, Succeeded, Variant
+from ..protocol import (
+    Accuracy,
+    Conditions,
+    Explanation,
+    Hardware,
+    Job,
+    Latency,
+    Measurement,
+    Processor,
+    Profile,
+    Succeeded,
+    Variant,
+)
+from ..safety import clean_text
+from ..session import Session, SessionError
 from ..targets import class_of
 from ..techniques import Refusal, parse_parameters, with_defaults
 
@@ -80,6 +94,43 @@ def missing_batch_sizes(
         and same_machine(one.conditions, hardware)
     }
     return tuple(size for size in sizes if size not in known)
+
+
+def known_profile(session: Session, variant: Variant, runtime: str | None, device: str, size: int) -> Profile | None:
+    """The newest profile of a variant; None as a runtime: under any, `size` 0: at any batch size."""
+    found = [
+        one
+        for one in session.measurements.values()
+        if isinstance(one, Profile)
+        and one.variant == variant.id
+        and runtime in (None, one.conditions.runtime)
+        and one.conditions.device == device
+        and size in (0, one.batch_size)
+    ]
+    return max(found, key=lambda one: one.created, default=None)
+
+
+def explained_against(session: Session, variant: Variant, against: str | None) -> Variant:
+    """What a variant is explained against: the one named, else its parent. Raises SessionError."""
+    if against is None and variant.parent is None:
+        raise SessionError(
+            f"{clean_text(variant.name, 80)} was made from nothing, so there is nothing to explain: name another "
+            "variant with --against."
+        )
+    other = session.resolve(against or variant.parent or "")
+    if other.id == variant.id:
+        raise SessionError("A variant cannot be explained against itself: name another with --against.")
+    return other
+
+
+def known_explanation(session: Session, variant: Variant, against: Variant) -> Explanation | None:
+    """The newest answer to why the one is (not) faster than the other."""
+    found = [
+        one
+        for one in session.measurements.values()
+        if isinstance(one, Explanation) and (one.variant, one.against) == (variant.id, against.id)
+    ]
+    return max(found, key=lambda one: one.created, default=None)
 
 
 def same_machine(conditions: Conditions, hardware: Hardware) -> bool:

@@ -164,6 +164,7 @@ class RecipeRunner:
                 batch_sizes=command.batch_sizes,
                 device=command.device,
                 again=True,
+                against=self.session.resolve(command.against).id if command.against else None,
             )
         )
 

@@ -15,11 +15,13 @@ from msgspec import Struct
 
 from ..jobs import JobRequest
 from ..protocol import (
+    ExplainVariant,
     Failed,
     Hardware,
     Job,
     MeasureAccuracy,
     MeasureLatency,
+    MeasureProfile,
     ModelSource,
     RunTechnique,
     StepStatus,
@@ -33,7 +35,14 @@ from ..session.ranking import figures_of
 from ..targets import resolve_target
 from ..techniques import Refusal, find_technique, parse_parameters, why_unavailable, with_defaults
 from .files import RecipeStep
-from .reuse import has_accuracy, made_already, missing_batch_sizes
+from .reuse import (
+    explained_against,
+    has_accuracy,
+    known_explanation,
+    known_profile,
+    made_already,
+    missing_batch_sizes,
+)
 
 if TYPE_CHECKING:
     from .runner import RecipeRunner
@@ -58,6 +67,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     measure: bool = True
     again: bool = False
     """Measure even what was measured already."""
+    against: str | None = None
+    """For the measurement "explain": the variant to compare with; None: the parent."""
 
 
 # --- measurements ----------------------------------------------------------------------------------
@@ -73,6 +84,8 @@ class Where(NamedTuple):
     device: str
     batch_sizes: tuple[int, ...]
     again: bool
+    against: str | None = None
+    """For an explanation: the variant to compare with."""
 
 
 class MeasurementStep(Struct, frozen=True, kw_only=True):
@@ -104,10 +117,34 @@ def _latency(where: Where) -> Task | None:
     return MeasureLatency(variant=where.variant.id, runtime=where.runtime, batch_sizes=sizes) if sizes else None
 
 
+def _profile(where: Where) -> Task | None:
+    size = where.batch_sizes[-1]
+    if not where.again and known_profile(where.session, where.variant, where.runtime, where.device, size):
+        return None
+    return MeasureProfile(variant=where.variant.id, runtime=where.runtime, batch_size=size)
+
+
+def _explain(where: Where) -> Task | None:
+    against = explained_against(where.session, where.variant, where.against)
+    if not where.again and known_explanation(where.session, where.variant, against):
+        return None
+    able = [one for one in runtimes_for(against.format) if not why_not_under(where.session, against, one)]
+    if not able:
+        raise SessionError(f"Nothing here runs {against.name}, so nothing can be compared with it.")
+    return ExplainVariant(
+        variant=where.variant.id,
+        against=against.id,
+        runtime=where.runtime,
+        against_runtime=where.runtime if where.runtime in able else able[0],
+        batch_size=where.batch_sizes[-1],
+    )
+
+
 MEASUREMENT_STEPS = {
     "accuracy": MeasurementStep(task=_accuracy),
     "latency": MeasurementStep(task=_latency),
-    "profile": MeasurementStep(unavailable="Profiling is not part of this version of Trimtab."),
+    "profile": MeasurementStep(task=_profile),
+    "explain": MeasurementStep(task=_explain),
     "load-test": MeasurementStep(unavailable="Load tests are not part of this version of Trimtab."),
 }
 """Every measurement by its word, in the order in which a new variant gets those that need no asking."""
@@ -147,7 +184,7 @@ async def measure(runner: "RecipeRunner", id: str, variant: Variant, kinds: tupl
         assert make_task is not None
         for runtime in dict.fromkeys([*natural, *wanted]):
             sizes = plan.batch_sizes or options.batch_sizes
-            where = Where(runner.session, runner.hardware, variant, runtime, device, sizes, plan.again)
+            where = Where(runner.session, runner.hardware, variant, runtime, device, sizes, plan.again, plan.against)
             task = make_task(where)
             if task is None:
                 continue
@@ -302,6 +339,7 @@ class Steps:
             runtimes=tuple(step.parameters.get("runtimes", self.plan.runtimes)),
             batch_sizes=tuple(step.parameters.get("batch_sizes", self.plan.batch_sizes)),
             device=step.parameters.get("device", self.plan.device),
+            against=step.parameters.get("against", self.plan.against),
         )
         outcome = await measure(self.runner, self.id, source, (step.word,), plan)
         facts: dict[str, Any] = {"variants": (source.id,), "job": outcome.job}

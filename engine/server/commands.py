@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..exports import export_variants, recipe_text, results
+from ..exports import explanation, export_variants, recipe_text, results
 from ..jobs.logs import read_piece
 from ..paths import LOG_NAME
 from ..protocol import (
@@ -26,6 +26,8 @@ from ..protocol import (
     Done,
     Exported,
     ExportVariants,
+    GetExplanation,
+    GetProfile,
     GetRecipe,
     GetResults,
     ListTechniques,
@@ -50,6 +52,7 @@ from ..protocol import (
     VariantRemoved,
 )
 from ..recipes.files import check_batch_sizes, check_device, check_runtimes, check_target
+from ..recipes.reuse import explained_against, known_explanation, known_profile
 from ..session import SessionError
 from ..techniques import Refusal, check_parameters, describe
 
@@ -206,6 +209,21 @@ def _results(engine: "Engine", command: GetResults) -> Result:
     return Text(text=text, status=status)
 
 
+def _explanation(engine: "Engine", command: GetExplanation) -> Result:
+    session = engine.session
+    variant = session.resolve(command.variant)
+    against = explained_against(session, variant, command.against)
+    found = known_explanation(session, variant, against)
+    return Text(text="" if found is None else explanation.render(session, found, command.format))
+
+
+def _profile(engine: "Engine", command: GetProfile) -> Result:
+    session = engine.session
+    variant = session.resolve(command.variant)
+    found = known_profile(session, variant, command.runtime, session.options.device, 0)
+    return Text(text="" if found is None else explanation.render_profile(session, found, command.format))
+
+
 def _recipe(engine: "Engine", command: GetRecipe) -> Result:
     return Text(text=recipe_text(engine.session, engine.session.resolve(command.variant)))
 
@@ -246,6 +264,8 @@ _ACTIONS: dict[type[Command], Callable[["Engine", Any], Any]] = {
     StopEngine: _stop,
     SetTelemetryRate: _set_rate,
     GetResults: _results,
+    GetExplanation: _explanation,
+    GetProfile: _profile,
     GetRecipe: _recipe,
     ExportVariants: _export,
     ReadLog: _log,

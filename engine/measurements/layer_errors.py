@@ -1,0 +1,159 @@
+"""The error of a graph layer by layer: every value of one variant against the same value of another.
+
+Both graphs run as written, in float with the rounding that their Quantize/Dequantize pairs do, because a value that is
+looked at can not be fused away: errors of the kernels themselves (sums that saturate) are not in it, and
+`kernel_cosine` tells how much those add. A value that is quantized is taken behind its pair, as its readers see it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from ..graphs.onnx_graph import EXTERNAL_DATA_BYTES, FLOAT_TYPES, Graph, save_graph
+from ..graphs.verification import compare_outputs, cpu_session
+from ..protocol import LayerError
+
+AT_A_TIME = 32
+"""Values fetched in one call: all values of a big network at once would not fit in memory."""
+
+EXACT_DB = 60.0
+"""An SQNR from here on counts as exact when a node's own loss is reckoned."""
+
+
+class Matched(NamedTuple):
+    """A value that both graphs have."""
+
+    node: onnx.NodeProto
+    """The variant's node that computes it."""
+    value: str
+    """Its name in the variant, behind the pair where it has one."""
+    reference: str
+
+
+def layer_errors(
+    variant: Path, against: Path, inputs: dict[str, np.ndarray], threads: int, work: Path
+) -> tuple[LayerError, ...]:
+    """The error of every value the two graphs share, in the variant's order of execution; () when they share none."""
+    ours, theirs = Graph(onnx.load(variant)), Graph(onnx.load(against))
+    matched = _matched(ours, theirs)
+    if not matched:
+        return ()
+    first = _session(ours.model, [one.value for one in matched], threads, work / "variant_values.onnx")
+    second = _session(theirs.model, [one.reference for one in matched], threads, work / "against_values.onnx")
+    errors: dict[str, LayerError] = {}
+    levels: dict[str, float] = {}
+    for start in range(0, len(matched), AT_A_TIME):
+        chunk = matched[start : start + AT_A_TIME]
+        values = _fetch(first, [one.value for one in chunk], inputs)
+        references = _fetch(second, [one.reference for one in chunk], inputs)
+        for one in chunk:
+            error = _error(one, values[one.value], references[one.reference])
+            if error is None:
+                continue
+            level = EXACT_DB if error.sqnr_db is None else min(EXACT_DB, error.sqnr_db)
+            before = min(_levels_before(ours, one.node, levels), default=EXACT_DB)
+            errors[one.node.output[0]] = LayerError(
+                node=error.node, type=error.type, cosine=error.cosine, sqnr_db=error.sqnr_db, drop_db=before - level
+            )
+            levels[one.node.output[0]] = level
+    return tuple(errors.values())
+
+
+def kernel_cosine(path: Path, inputs: dict[str, np.ndarray], threads: int) -> float:
+    """Cosine between what the runtime's kernels give and what the graph says: below 1 where integer sums saturate."""
+    feeds = [inputs]
+    outputs = []
+    for optimize in (False, True):
+        session = cpu_session(path, threads, optimize)
+        names = [value.name for value in session.get_outputs()]
+        outputs.append([_fetch(session, names, batch) for batch in feeds])
+    return compare_outputs(*outputs).cosine
+
+
+def _matched(ours: Graph, theirs: Graph) -> list[Matched]:
+    """By the value's name; for a node whose value was renamed by its own name, when it is of the same kind."""
+    by_name = {node.name: node for node in theirs.proto.node if node.name}
+    found = []
+    for node in ours.proto.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Constant", "Shape") or not node.output:
+            continue
+        value = node.output[0]
+        twin = by_name.get(node.name)
+        reference = value if value in theirs.producers else None
+        if reference is None and twin is not None and twin.op_type == node.op_type:
+            reference = twin.output[0]
+        if reference is not None and _may_be_float(theirs, reference):
+            found.append(Matched(node, _behind_pair(ours, value), reference))
+    return found
+
+
+def _may_be_float(graph: Graph, value: str) -> bool:
+    kind = graph.element_type(value)
+    return kind is None or kind in FLOAT_TYPES
+
+
+def _behind_pair(graph: Graph, value: str) -> str:
+    """The value as its readers see it: behind Quantize and Dequantize, when all of them read it there."""
+    reader = graph.only_reader(value)
+    if reader is not None and reader.op_type == "QuantizeLinear":
+        for behind in graph.readers.get(reader.output[0], []):
+            if behind.op_type == "DequantizeLinear":
+                return behind.output[0]
+    return value
+
+
+def _session(model: onnx.ModelProto, values: list[str], threads: int, place: Path) -> onnxruntime.InferenceSession:
+    """A session that gives these values beside the graph's outputs."""
+    outputs = {value.name for value in model.graph.output}
+    for name in dict.fromkeys(values):
+        if name not in outputs:
+            model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    if model.ByteSize() <= EXTERNAL_DATA_BYTES:
+        return cpu_session(model, threads, optimize=False)
+    return cpu_session(save_graph(model, place)[0], threads, optimize=False)
+
+
+def _fetch(
+    session: onnxruntime.InferenceSession, names: list[str], inputs: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    kinds = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(double)": np.float64}
+    feed = {}
+    for value in session.get_inputs():
+        array = inputs[value.name]
+        feed[value.name] = array.astype(kinds[value.type]) if value.type in kinds else array
+    names = list(dict.fromkeys(names))
+    return dict(zip(names, session.run(names, feed), strict=True))
+
+
+def _error(one: Matched, value: np.ndarray, reference: np.ndarray) -> LayerError | None:
+    """None when the two cannot be compared."""
+    if value.dtype.kind != "f" or reference.dtype.kind != "f" or value.shape != reference.shape or not value.size:
+        return None
+    wanted, given = reference.astype(np.float64).ravel(), value.astype(np.float64).ravel()
+    both = np.isfinite(wanted) & np.isfinite(given)
+    wanted, given = wanted[both], given[both]
+    noise, power = float(((wanted - given) ** 2).sum()), float(wanted @ wanted)
+    norms = np.sqrt(power * float(given @ given))
+    cosine = float(wanted @ given / norms) if norms else 1.0 if noise == 0 else 0.0
+    sqnr = None if noise == 0 else float(10 * np.log10(max(power, 1e-30) / noise))
+    return LayerError(node=one.node.name or one.node.output[0], type=one.node.op_type, cosine=cosine, sqnr_db=sqnr)
+
+
+def _levels_before(graph: Graph, node: onnx.NodeProto, levels: dict[str, float]) -> list[float]:
+    """SQNR of the nearest values before a node that were compared."""
+    found, seen, waiting = [], set(), [name for name in node.input if name]
+    while waiting:
+        value = waiting.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        if value in levels:
+            found.append(levels[value])
+        elif value in graph.producers:
+            waiting += [name for name in graph.producers[value].input if name]
+    return found

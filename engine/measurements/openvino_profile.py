@@ -1,0 +1,73 @@
+"""OpenVINO's performance counters, read: each primitive's time, its precision, and the file's nodes it stands for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+
+from ..context import JobContext, LoadedVariant
+from ..graphs.onnx_graph import Graph
+from ..protocol import OperatorTime
+from ..runtimes import Runner
+
+PRECISIONS = {
+    "f32": "float32", "f16": "float16", "bf16": "bfloat16", "i8": "int8", "u8": "int8", "i32": "int32", "i64": "int64",
+}  # fmt: skip
+"""What OpenVINO calls them → what we call them."""
+
+CONVERSIONS = {"FakeQuantize", "Convert", "Quantize"}
+"""Primitives that turn float into integers and back."""
+
+
+def operator_times(
+    job: JobContext, variant: LoadedVariant, runner: Runner, inputs: dict[str, np.ndarray], calls: int
+) -> tuple[list[OperatorTime], None]:
+    """Median milliseconds a call of every primitive that was executed."""
+    feed: dict[str, np.ndarray] = runner._feed(inputs)  # type: ignore[attr-defined]
+    compiled = runner.compiled(feed, counters=True)  # type: ignore[attr-defined]
+    request = compiled.create_infer_request()
+    times: dict[str, list[float]] = {}
+    kinds: dict[str, tuple[str, str]] = {}
+    for done in range(calls + 2):
+        job.progress(done, calls + 2, f"profiling {variant.record.name} under openvino")
+        request.infer(feed)
+        for counter in request.profiling_info if done >= 2 else ():
+            if counter.status == counter.Status.EXECUTED:
+                times.setdefault(counter.node_name, []).append(counter.real_time.total_seconds() * 1000)
+                kinds[counter.node_name] = (counter.node_type, counter.exec_type)
+    behind = _nodes_behind(compiled, Graph(onnx.load(variant.path, load_external_data=False)))
+    found = [
+        OperatorTime(
+            name=name,
+            type=kinds[name][0],
+            time_ms=float(np.median(values)),
+            nodes=behind.get(name, ()),
+            precision=_precision(*kinds[name]),
+        )
+        for name, values in times.items()
+    ]
+    return found, None
+
+
+def _precision(kind: str, executed: str) -> str | None:
+    if kind in CONVERSIONS:
+        return "conversion"
+    return PRECISIONS.get(executed.rpartition("_")[2].lower())
+
+
+def _nodes_behind(compiled: Any, source: Graph) -> dict[str, tuple[str, ...]]:
+    """Primitive → the file's nodes it was made of. OpenVINO keeps a node's name, or that of the value it gives."""
+    names = {node.name: node.name for node in source.proto.node if node.name}
+    names |= {value: node.name or value for value, node in source.producers.items() if value not in names}
+    behind = {}
+    for operation in compiled.get_runtime_model().get_ops():
+        facts = operation.get_rt_info()
+        if "originalLayersNames" not in facts:
+            continue
+        originals = facts["originalLayersNames"].astype(str).split(",")
+        parts = [part for whole in originals for part in (whole, whole.partition("/WithoutBiases")[0])]
+        found = [names[part] for part in parts if part in names]
+        behind[operation.get_friendly_name()] = tuple(dict.fromkeys(found))
+    return behind
