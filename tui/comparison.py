@@ -4,11 +4,13 @@ Pure functions of the engine's records; no widget, no colour. Times are millisec
 measured.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from engine.protocol import Accuracy, Job, Latency, Measurement, Snapshot, Variant
 
 from .text import clean
+
+Verdict = Literal["PASS", "FAIL", "NOT ENOUGH DATA"]
 
 
 class Figures(NamedTuple):
@@ -18,6 +20,8 @@ class Figures(NamedTuple):
     """Under the runtime where it is fastest; of several runs the newest."""
     accuracy: Accuracy | None = None
     """The newest, under the same runtime where there is one."""
+    verdict: Verdict | None = None
+    """Of the accuracy, against the limit that the session has now."""
 
 
 class Branch(NamedTuple):
@@ -72,7 +76,19 @@ def figures_for(snapshot: Snapshot, variant: str, batch_size: int | None) -> Fig
     if latency is not None:
         same = [one for one in judged if one.conditions.runtime == latency.conditions.runtime]
         judged = same or judged
-    return Figures(latency, max(judged, key=lambda one: one.created, default=None))
+    accuracy = max(judged, key=lambda one: one.created, default=None)
+    return Figures(latency, accuracy, verdict_at(accuracy, snapshot.options.accuracy_limit) if accuracy else None)
+
+
+def verdict_at(accuracy: Accuracy, limit: float) -> Verdict:
+    """The verdict of a measured drop against a limit, which may have changed since it was measured.
+
+    PASS when the whole 95 % interval is within the limit, FAIL when the whole of it is beyond. A measurement whose
+    own verdict did not come from its interval (no honest calibration data) keeps it at any limit.
+    """
+    if accuracy.verdict != _judge(accuracy.low, accuracy.high, accuracy.limit):
+        return accuracy.verdict
+    return _judge(accuracy.low, accuracy.high, limit)
 
 
 def speed_of(figures: Figures) -> float | None:
@@ -83,14 +99,14 @@ def speed_of(figures: Figures) -> float | None:
 
 
 def best_variant(snapshot: Snapshot, batch_size: int | None) -> Variant | None:
-    """The fastest variant that passes the accuracy limit and is faster than the baseline; None if there is none."""
+    """The fastest variant that passes the accuracy limit and is surely faster than the baseline, if there is one."""
     best: tuple[float, Variant] | None = None
     for variant in snapshot.variants:
         figures = figures_for(snapshot, variant.id, batch_size)
         speed = speed_of(figures)
-        if variant.parent is None or speed is None or speed <= 1:
+        if variant.parent is None or speed is None or figures.verdict != "PASS":
             continue
-        if figures.accuracy is None or figures.accuracy.verdict != "PASS":
+        if figures.latency is None or figures.latency.speedup is None or figures.latency.speedup.verdict != "FASTER":
             continue
         if best is None or speed > best[0]:
             best = (speed, variant)
@@ -174,6 +190,12 @@ def ordered(snapshot: Snapshot, batch_size: int | None, sort: str = "tree", want
 def jobs_on(jobs: tuple[Job, ...], variant: str) -> list[Job]:
     """Unfinished jobs that work on a variant, in the order they were asked for."""
     return sorted((job for job in jobs if job.variant == variant and not job.is_done), key=lambda job: job.created)
+
+
+def _judge(low: float, high: float, limit: float) -> Verdict:
+    if high <= limit:
+        return "PASS"
+    return "FAIL" if low > limit else "NOT ENOUGH DATA"
 
 
 def _matches(variant: Variant, wanted: str) -> bool:

@@ -73,7 +73,7 @@ class LineView(ScrollView):
         """Show these lines from now on."""
         old_fixed, old = self.fixed, self.lines
         self.fixed, self.lines = tuple(fixed), list(lines)
-        mine = self.size
+        mine = self.room
         size = Size(mine.width, len(self.fixed) + len(self.lines))
         if size != self.virtual_size or len(old_fixed) != len(self.fixed):
             self.virtual_size = size
@@ -95,11 +95,16 @@ class LineView(ScrollView):
             whole = mine.region
             self.refresh(*(region.intersection(whole) for region in regions))
 
+    @property
+    def room(self) -> Size:
+        """Cells there are for lines: without borders, padding and a scroll bar (`size` counts the bar in)."""
+        return self.scrollable_content_region.size
+
     def refresh_row(self, index: int) -> None:
         """Repaint one of `lines`, if it is in sight."""
         y = index - self.scroll_offset.y + len(self.fixed)
-        if len(self.fixed) <= y < self.size.height:
-            self.refresh(Region(0, y, self.size.width, 1))
+        if len(self.fixed) <= y < self.room.height:
+            self.refresh(Region(0, y, self.room.width, 1))
 
     def line_at(self, y: int) -> int | None:
         """The index into `lines` of the screen row `y` of this widget, or None."""
@@ -121,7 +126,7 @@ class LineView(ScrollView):
         return style
 
     def render_line(self, y: int) -> Strip:
-        width = self.size.width
+        width = self.room.width
         if y < len(self.fixed):
             return self._strip(self.fixed[y], width, None)
         index = self.line_at(y)

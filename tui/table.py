@@ -101,7 +101,7 @@ class LineTable(LineView, can_focus=True):
         self._put(target)
 
     def action_page(self, by: int) -> None:
-        self.action_move(by * max(self.size.height - len(self.fixed) - 1, 1))
+        self.action_move(by * max(self.room.height - len(self.fixed) - 1, 1))
 
     def action_choose(self) -> None:
         if self.key is not None:
@@ -158,7 +158,7 @@ class LineTable(LineView, can_focus=True):
 
     def _show(self, index: int) -> None:
         """Scroll so that a row is in sight."""
-        top, room = self.scroll_offset.y, self.size.height - len(self.fixed)
+        top, room = self.scroll_offset.y, self.room.height - len(self.fixed)
         if index < top:
             self.scroll_to(y=index, animate=False)
         elif index >= top + room > top:

@@ -70,3 +70,30 @@ def test_a_filter_keeps_the_ancestors_in_the_tree() -> None:
 
 def test_lineage_leads_from_the_baseline() -> None:
     assert [one.name for one in lineage(scenes.work(), scenes.VARIANTS[2])] == ["baseline", "onnx", "int8"]
+
+
+def test_a_variant_that_is_only_perhaps_faster_is_never_best() -> None:
+    snapshot = scenes.work()
+    undecided = tuple(
+        msgspec.structs.replace(one, speedup=msgspec.structs.replace(one.speedup, verdict="UNDECIDED"))
+        if getattr(one, "speedup", None)
+        else one
+        for one in snapshot.measurements
+    )
+    assert best_variant(msgspec.structs.replace(snapshot, measurements=undecided), 8) is None
+
+
+def test_a_new_limit_judges_what_was_measured_again() -> None:
+    snapshot = scenes.work()
+    loose = msgspec.structs.replace(snapshot, options=msgspec.structs.replace(snapshot.options, accuracy_limit=0.05))
+    assert figures_for(snapshot, "v4", 8).verdict == "FAIL"
+    assert figures_for(loose, "v4", 8).verdict == "PASS"
+    strict = msgspec.structs.replace(snapshot, options=msgspec.structs.replace(snapshot.options, accuracy_limit=0.0005))
+    assert figures_for(strict, "v2", 8).verdict == "NOT ENOUGH DATA"
+
+
+def test_a_verdict_that_did_not_come_from_the_interval_stays_at_any_limit() -> None:
+    doubtful = msgspec.structs.replace(scenes.accuracy("v2", 0.92, 0.002, "NOT ENOUGH DATA"), created=scenes.NOW)
+    snapshot = msgspec.structs.replace(scenes.work(), measurements=(*scenes.MEASUREMENTS, doubtful))
+    loose = msgspec.structs.replace(snapshot, options=msgspec.structs.replace(snapshot.options, accuracy_limit=0.5))
+    assert figures_for(loose, "v2", 8).verdict == "NOT ENOUGH DATA"

@@ -48,7 +48,7 @@ async def attached(session: Path, open_model: OpenModel | None = None) -> AsyncI
 async def test_open_export_leave_and_come_back(session: Path) -> None:
     model = str(session.parent / "tiny.py")
     async with attached(session, OpenModel(request=0, path=model, measure=False)) as seen:
-        await seen.sees("● baseline", "✓ Open tiny")
+        await seen.sees("● baseline", "Open tiny.py", "✓")
         await seen.press("t")
         await seen.sees("Technique for baseline", "export-onnx")
         table = seen.app.screen.query_one("#technique-list")

@@ -91,8 +91,8 @@ class LogPane(LineView, can_focus=True):
         self.action_read(3)
 
     def on_resize(self) -> None:
-        if self.size.width != self._width:
-            self._width = self.size.width
+        if self.room.width != self._width:
+            self._width = self.room.width
             self._wrapped.clear()
             for shown in self._raw:
                 self._wrapped.extend(self._wrap(shown))
@@ -102,10 +102,10 @@ class LogPane(LineView, can_focus=True):
         """The end of the log, or all of it while the user reads."""
         lines = list(self._wrapped)
         if self._following:
-            lines = lines[-max(self.size.height, 1) :]
+            lines = lines[-max(self.room.height, 1) :]
             self.set_reactive(LogPane.scroll_y, 0.0)  # nothing scrolls now; what was read may have been far down
             self.set_reactive(LogPane.scroll_target_y, 0.0)
-        self.set_lines(lines)
+        self.set_lines(lines or [(("Nothing logged yet.", "faint"),)])
         details = self._title if self._following else f"{self._title} · end follows the end"
         self.set_caption(f"{self._number}Log", details)
 
@@ -139,7 +139,7 @@ class LogPane(LineView, can_focus=True):
         """One line of the log as lines of the pane; what follows a break is indented."""
         lowered = shown[:80].lower()
         role = "bad" if "error" in lowered or "traceback" in lowered else "warn" if "warning" in lowered else ""
-        width = max(self.size.width, 20)
+        width = max(self.room.width, 20)
         if len(shown) <= width:
             return [((shown, role),)]
         first, *rest = wrap(shown, width - 2)

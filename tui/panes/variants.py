@@ -93,7 +93,7 @@ class VariantsPane(LineTable):
         names += [
             branch.below + "└ ⠹ " + job.kind for branch in branches for job in jobs_on(snapshot.jobs, branch.variant.id)
         ]
-        layout = choose_layout(self.size.width, names)
+        layout = choose_layout(self.room.width, names)
         best = best_variant(snapshot, view.batch_size)
         scale = _scale(list(found.values()), layout)
         rows = []
@@ -104,7 +104,7 @@ class VariantsPane(LineTable):
             for number, job in enumerate(jobs, 1):
                 last = number == len(jobs) and not (branch.children and view.sort == "tree")
                 below = branch.below + ("└ " if last else "├ ")
-                rows.append(Row(None, _job_line(job, below, layout.name, self.size.width, view.now)))
+                rows.append(Row(None, _job_line(job, below, layout.name, self.room.width, view.now)))
         self.set_rows(rows, [_headings(layout)] if rows else [])
         if not rows:
             self.set_lines(_empty(snapshot, view))
@@ -201,14 +201,14 @@ def _cell(column: Column, branch: Branch, found: Figures, scale: charts.LogScale
     elif column.name == "accuracy" and accuracy:
         text, role = figures.accuracy(accuracy.value), ""
     elif column.name == "drop" and accuracy and not is_baseline:
-        text, role = figures.points(accuracy.drop), VERDICTS[accuracy.verdict][2]
+        text, role = figures.points(accuracy.drop), VERDICTS[found.verdict or accuracy.verdict][2]
     elif column.name == "drop_interval" and accuracy and not is_baseline:
         text, role = f"{figures.points(accuracy.low)}…{figures.points(accuracy.high)}", "muted"
     elif column.name == "verdict":
         if is_baseline:
             text, role = "baseline", "muted"
         elif accuracy:
-            long, short, role = VERDICTS[accuracy.verdict]
+            long, short, role = VERDICTS[found.verdict or accuracy.verdict]
             text = long if len(long) <= column.width else short
     return [(fit(text, column.width, column.align), role)]
 

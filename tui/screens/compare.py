@@ -16,7 +16,7 @@ from textual.widgets import Static
 from engine.protocol import Accuracy, Latency, Snapshot, Variant
 
 from .. import figures
-from ..comparison import accuracies, baseline_of, latencies, tree, variant_named
+from ..comparison import accuracies, baseline_of, latencies, tree, variant_named, verdict_at
 from ..lines import Line
 from ..panes.variants import RUNTIMES, VERDICTS
 from ..table import LineTable, Row
@@ -96,7 +96,7 @@ def name_width(width: int) -> int:
 
 def rows(snapshot: Snapshot, against: str | None, width: int) -> list[Row]:
     """A line for each measured condition; a variant that was not measured has one line too."""
-    found = []
+    found, limit = [], snapshot.options.accuracy_limit
     for branch in tree(snapshot.variants):
         variant = branch.variant
         judged = {one.conditions.runtime: one for one in accuracies(snapshot, variant.id)}
@@ -105,12 +105,21 @@ def rows(snapshot: Snapshot, against: str | None, width: int) -> list[Row]:
             accuracy = judged.get(one.conditions.runtime) if one else next(iter(judged.values()), None)
             mark = "A " if variant.id == against and number == 0 else "  "
             name = branch.prefix + clean(variant.name, 60) if number == 0 else branch.below
-            found.append(Row(f"{variant.id} {number}", _row(variant, mark, name, one, accuracy, number == 0, width)))
+            found.append(
+                Row(f"{variant.id} {number}", _row(variant, mark, name, one, accuracy, number == 0, width, limit))
+            )
     return found
 
 
 def _row(
-    variant: Variant, mark: str, name: str, one: Latency | None, accuracy: Accuracy | None, first: bool, width: int
+    variant: Variant,
+    mark: str,
+    name: str,
+    one: Latency | None,
+    accuracy: Accuracy | None,
+    first: bool,
+    width: int,
+    limit: float,
 ) -> Line:
     """One measured condition of a variant."""
     speed = one.speedup if one and variant.parent is not None else None
@@ -118,7 +127,7 @@ def _row(
     role = {"FASTER": "good", "SLOWER": "bad"}.get(speed.verdict, "") if speed else "muted"
     verdict, verdict_role = "", "muted"
     if accuracy is not None and variant.parent is not None:
-        verdict, _, verdict_role = VERDICTS[accuracy.verdict]
+        verdict, _, verdict_role = VERDICTS[verdict_at(accuracy, limit)]
     runtime = f"{RUNTIMES.get(one.conditions.runtime, one.conditions.runtime)} {one.conditions.device}" if one else ""
     spans = [
         (" " + mark, "key"),
@@ -176,7 +185,7 @@ def side_by_side(snapshot: Snapshot, one: Variant, other: Variant) -> Content:
     lines.append(
         _line("accuracy", figures.accuracy(a.value if a else None), figures.accuracy(b.value if b else None), change)
     )
-    lines.append(_line("verdict", VERDICTS[a.verdict][0] if a else "–", VERDICTS[b.verdict][0] if b else "–", ""))
+    lines.append(_line("verdict", _verdict(snapshot, a), _verdict(snapshot, b), ""))
     if other.changed is not None:
         lines.append(Content.assemble((" B: ", "$muted"), clean(other.changed.summary, 300)))
     return Content("\n").join(lines)
@@ -188,6 +197,10 @@ def _line(label: str, left: str, right: str, change: str, style: str = "") -> Co
         (f"{fit(left, 22)} {fit(right, 22)} ", style),
         (change, "bold" if style == "" else style),
     )
+
+
+def _verdict(snapshot: Snapshot, one: Accuracy | None) -> str:
+    return VERDICTS[verdict_at(one, snapshot.options.accuracy_limit)][0] if one else figures.UNKNOWN
 
 
 def _timed(one: Latency | None) -> str:

@@ -15,7 +15,7 @@ from textual.widgets import Static
 from engine.protocol import GetRecipe, Latency, ReadLog, Snapshot, Text, Variant
 
 from .. import figures
-from ..comparison import accuracies, latencies, lineage, variant_named
+from ..comparison import accuracies, latencies, lineage, variant_named, verdict_at
 from ..panes.variants import VERDICTS
 from ..text import clean, content, content_lines, fit, wrap
 from ..view import View
@@ -57,7 +57,7 @@ class DetailsScreen(Screen[None]):
 
     def show(self, snapshot: Snapshot, view: View) -> None:
         variant = variant_named(snapshot, self._variant.id) or self._variant
-        key = (variant.id, id(snapshot.measurements), self.size.width)
+        key = (variant.id, id(snapshot.measurements), snapshot.options, self.size.width)
         if key == self._drawn:
             return
         self._drawn = key
@@ -197,13 +197,13 @@ def _accuracies(snapshot: Snapshot, variant: Variant) -> Content:
         return Content.styled("  Not measured yet (m measures).", "$muted")
     lines = []
     for one in rows:
-        long, _, role = VERDICTS[one.verdict]
+        long, _, role = VERDICTS[verdict_at(one, snapshot.options.accuracy_limit)]
         style = {"good": "$success", "bad": "$error"}.get(role, "$warning")
         what = {"accuracy": "accuracy", "metric": "metric", "agreement": "agreement with the baseline"}[one.kind]
         word = "changed" if one.kind == "agreement" else "drop"
         text = f"  {fit(clean(one.conditions.runtime, 40), 16)}{what} {figures.accuracy(one.value)}, {word} "
         text += f"{figures.points(one.drop)} ({figures.points(one.low)} to {figures.points(one.high)}), limit "
-        text += f"{figures.points(one.limit)} pt, {one.samples:,} samples  "
+        text += f"{figures.points(snapshot.options.accuracy_limit)} pt, {one.samples:,} samples  "
         lines.append(Content.assemble(text, (long, style)))
         extra = []
         if one.flipped_to_wrong is not None:
