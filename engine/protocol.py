@@ -622,6 +622,8 @@ class GetExplanation(Command, tag="get-explanation"):
 
     variant: str
     against: str | None = None
+    runtime: str | None = None
+    """None: under whichever it was asked last."""
     format: Literal["json", "markdown"] = "json"
 
 

@@ -82,7 +82,11 @@ async def compare(session: Path, options: argparse.Namespace) -> int:
 async def explain(session: Path, options: argparse.Namespace) -> int:
     """`trimtab explain VARIANT [--against VARIANT]`: from the session at once, or found out by a job first."""
     query = GetExplanation(
-        request=0, variant=options.variant, against=options.against, format="json" if options.json else "markdown"
+        request=0,
+        variant=options.variant,
+        against=options.against,
+        runtime=options.runtime,
+        format="json" if options.json else "markdown",
     )
     return await _known_or_measured(session, query, "explain", options)
 

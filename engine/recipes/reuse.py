@@ -123,12 +123,16 @@ def explained_against(session: Session, variant: Variant, against: str | None) -
     return other
 
 
-def known_explanation(session: Session, variant: Variant, against: Variant) -> Explanation | None:
-    """The newest answer to why the one is (not) faster than the other."""
+def known_explanation(
+    session: Session, variant: Variant, against: Variant, runtime: str | None = None
+) -> Explanation | None:
+    """The newest answer to why the one is (not) faster than the other; None as a runtime: under any."""
     found = [
         one
         for one in session.measurements.values()
-        if isinstance(one, Explanation) and (one.variant, one.against) == (variant.id, against.id)
+        if isinstance(one, Explanation)
+        and (one.variant, one.against) == (variant.id, against.id)
+        and runtime in (None, one.conditions.runtime)
     ]
     return max(found, key=lambda one: one.created, default=None)
 

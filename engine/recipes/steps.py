@@ -126,7 +126,7 @@ def _profile(where: Where) -> Task | None:
 
 def _explain(where: Where) -> Task | None:
     against = explained_against(where.session, where.variant, where.against)
-    if not where.again and known_explanation(where.session, where.variant, against):
+    if not where.again and known_explanation(where.session, where.variant, against, where.runtime):
         return None
     able = [one for one in runtimes_for(against.format) if not why_not_under(where.session, against, one)]
     if not able:
@@ -182,7 +182,10 @@ async def measure(runner: "RecipeRunner", id: str, variant: Variant, kinds: tupl
     for kind in kinds:
         make_task = MEASUREMENT_STEPS[kind].task
         assert make_task is not None
-        for runtime in dict.fromkeys([*natural, *wanted]):
+        under = list(dict.fromkeys([*natural, *wanted]))
+        if kind == "explain" and not plan.runtimes:
+            under = [_fastest_runtime(runner.session, variant) or under[0]]
+        for runtime in under:
             sizes = plan.batch_sizes or options.batch_sizes
             where = Where(runner.session, runner.hardware, variant, runtime, device, sizes, plan.again, plan.against)
             task = make_task(where)
@@ -195,6 +198,12 @@ async def measure(runner: "RecipeRunner", id: str, variant: Variant, kinds: tupl
             if not isinstance(job.state, Succeeded):
                 return Measured(ran, reason_of(job), last)
     return Measured(ran, "", last)
+
+
+def _fastest_runtime(session: Session, variant: Variant) -> str | None:
+    """The runtime of the measurement that stands for a variant; None before it was measured."""
+    best = figures_of(variant, list(session.measurements.values()), session.options).best
+    return None if best is None else best.conditions.runtime
 
 
 def why_not_under(session: Session, variant: Variant, runtime: str) -> str | None:

@@ -213,7 +213,7 @@ def _explanation(engine: "Engine", command: GetExplanation) -> Result:
     session = engine.session
     variant = session.resolve(command.variant)
     against = explained_against(session, variant, command.against)
-    found = known_explanation(session, variant, against)
+    found = known_explanation(session, variant, against, command.runtime)
     return Text(text="" if found is None else explanation.render(session, found, command.format))
 
 

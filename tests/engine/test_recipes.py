@@ -224,7 +224,7 @@ async def test_a_front_of_variants_is_measured_whole_and_found_again(bench):
 async def test_measurements_that_do_not_exist_yet_are_refused(bench):
     run = await bench.recipe('model = "net.py"\n[[steps]]\nmeasurement = "load-test"\n')
     assert statuses(run) == ["refused"]
-    assert "Profiling" in run.steps[0].reason
+    assert "Load tests" in run.steps[0].reason
 
 
 async def test_runtimes_of_a_recipe_say_where_variants_are_measured(bench):

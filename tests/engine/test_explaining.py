@@ -1,0 +1,163 @@
+"""Why a variant is faster, or is not: planted causes on real graphs are each named, with the nodes and the numbers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from profile_jobs import GraphMaker, explain, graph_variant
+from technique_jobs import CONVOLUTIONAL, IMAGE, VNNI, apply, open_python
+
+from engine.measurements import explaining, profiling
+from engine.protocol import Processor
+
+NO_VNNI = Processor(name="old", features=("avx2",), physical_cores=2, logical_cores=2, memory_bytes=1 << 33)
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The causes do not hang on tenths of a millisecond, so a fraction of the usual calls is enough."""
+    monkeypatch.setattr(explaining, "BUDGET_SECONDS", 0.4)
+    monkeypatch.setattr(profiling, "PLAIN_SECONDS", 0.1)
+    monkeypatch.setattr(profiling, "PROFILED_SECONDS", 0.2)
+
+
+def chain(
+    quantized: str = "", between: str = "", full_range: bool = False, size: int = 24, count: int = 3
+) -> GraphMaker:
+    """Convolutions with a ReLU (or Clip) behind each. Quantized: a pair behind each ReLU, as careless tools put it."""
+    maker = GraphMaker(size=size)
+    value = "x"
+    for index in range(count):
+        value = maker.convolution(value, f"conv{index}", quantized, full_range)
+        if between == "Clip":
+            maker.constant("low", np.float32(0))
+            maker.constant("high", np.float32(6))
+            value = maker.add("Clip", [value, "low", "high"], f"act{index}")
+        elif between:
+            value = maker.add(between, [value], f"act{index}")
+    if quantized:
+        value = maker.pair(value, quantized)
+    return maker
+
+
+def last(maker: GraphMaker) -> str:
+    return str(maker.nodes[-1].output[0])
+
+
+def test_a_gain_by_integers_names_the_operators_and_the_times(tmp_path: Path) -> None:
+    plain, quantized = chain(size=32), chain("uint8", full_range=True, size=32)
+    before = graph_variant(tmp_path, "plain", plain.model(last(plain)))
+    after = graph_variant(tmp_path, "int8", quantized.model(last(quantized)), before)
+    found = explain(tmp_path, after, before, batch_size=8)
+    assert found.unfused == ()
+    assert {one.precision for one in found.changes if one.type == "QLinearConv"} == {"int8"}
+    assert found.speedup.against_variant == "plain"
+    if found.speedup.ratio >= 1.1:
+        assert found.cause_kind == "integer-kernels"
+        assert "3 QLinearConv" in found.cause
+
+
+def test_a_clip_between_convolution_and_quantize_is_named(tmp_path: Path) -> None:
+    plain, quantized = chain(between="Clip"), chain("int8", between="Clip")
+    before = graph_variant(tmp_path, "plain", plain.model(last(plain)))
+    after = graph_variant(tmp_path, "int8", quantized.model(last(quantized)), before)
+    found = explain(tmp_path, after, before)
+    assert {one.node for one in found.unfused} == {"conv0/Conv", "conv1/Conv", "conv2/Conv"}
+    assert all("Clip stands between it and its QuantizeLinear" in one.reason for one in found.unfused)
+    assert any(one.pairs for one in found.unfused)
+    assert found.cause_kind == "unfused"
+    assert "3 of 3 quantized operators run in float" in found.cause
+    assert "Clip stands between" in found.cause
+
+
+def test_every_third_pair_missing_is_named_by_node(tmp_path: Path) -> None:
+    maker = GraphMaker()
+    first = maker.convolution("x", "good", "uint8")
+    second = maker.convolution(first, "bad", "uint8")
+    value = maker.add("Sigmoid", [second], "sigmoid")
+    plain = GraphMaker()
+    plain_value = plain.add("Sigmoid", [plain.convolution(plain.convolution("x", "good"), "bad")], "sigmoid")
+    before = graph_variant(tmp_path, "plain", plain.model(plain_value))
+    after = graph_variant(tmp_path, "int8", maker.model(value), before)
+    found = explain(tmp_path, after, before)
+    assert [one.node for one in found.unfused] == ["bad/Conv"]
+    assert found.unfused[0].reason == "its result is not quantized: Sigmoid reads it in float"
+
+
+def test_one_float_operator_that_dominates_is_named(tmp_path: Path) -> None:
+    def with_erfs(maker: GraphMaker) -> str:
+        value = last(maker)
+        for index in range(30):
+            value = maker.add(
+                "Erf", [maker.add("Sqrt", [maker.add("Abs", [value], f"a{index}")], f"s{index}")], f"e{index}"
+            )
+        return value
+
+    plain, quantized = chain(count=1), chain("uint8", count=1)
+    before = graph_variant(tmp_path, "plain", plain.model(with_erfs(plain)))
+    after = graph_variant(tmp_path, "int8", quantized.model(with_erfs(quantized)), before)
+    found = explain(tmp_path, after, before)
+    floats = sum(one.time_ms for one in found.operators if one.precision == "float32")
+    assert floats > 0.5 * sum(one.time_ms for one in found.operators)
+    if found.speedup.ratio < 1.1:
+        assert found.cause_kind == "float-operators"
+        assert "stayed in float" in found.cause
+        assert "30 Erf" in found.cause
+
+
+def test_a_model_too_small_to_matter_is_said_to_be(tmp_path: Path) -> None:
+    plain, quantized = chain(size=2, count=1), chain("uint8", size=2, count=1)
+    before = graph_variant(tmp_path, "plain", plain.model(last(plain)))
+    after = graph_variant(tmp_path, "int8", quantized.model(last(quantized)), before)
+    found = explain(tmp_path, after, before, batch_size=1)
+    if found.speedup.ratio < 1.1:
+        assert found.cause_kind == "too-small"
+        assert "too small for this to matter" in found.cause
+
+
+def test_what_the_processor_lacks_is_listed(tmp_path: Path) -> None:
+    plain, quantized = chain(), chain("uint8", full_range=True)
+    before = graph_variant(tmp_path, "plain", plain.model(last(plain)))
+    after = graph_variant(tmp_path, "int8", quantized.model(last(quantized)), before)
+    found = explain(tmp_path, after, before, processor=NO_VNNI)
+    assert found.missing_features == ("vnni", "amx-int8")
+    assert any("use all 8 bits" in note and "saturate" in note for note in found.notes)
+    careful = chain("uint8")
+    kept = graph_variant(tmp_path, "seven", careful.model(last(careful)), before)
+    assert not any("use all 8 bits" in note for note in explain(tmp_path, kept, before, processor=NO_VNNI).notes)
+    assert explain(tmp_path, before, kept, processor=NO_VNNI).missing_features == ()
+
+
+def test_the_layer_that_breaks_accuracy_stands_out(tmp_path: Path) -> None:
+    plain, quantized = chain(), chain("uint8", full_range=True)
+    quantized.constants["conv1_ws"] = quantized.constants["conv1_ws"] * 16
+    quantized.constants["conv1_wq"] = (quantized.constants["conv1_wq"] / 16).round().astype("int8")
+    before = graph_variant(tmp_path, "plain", plain.model(last(plain)))
+    after = graph_variant(tmp_path, "int8", quantized.model(last(quantized)), before)
+    layers = explain(tmp_path, after, before).layers
+    assert {one.node for one in layers} == {"conv0/Conv", "conv1/Conv", "conv2/Conv"}
+    worst = max((one for one in layers if one.node != "conv0/Conv"), key=lambda one: one.drop_db or 0.0)
+    assert worst.node == "conv1/Conv"
+
+
+def test_an_export_is_explained_against_pytorch(tmp_path: Path) -> None:
+    baseline = open_python(tmp_path, CONVOLUTIONAL, IMAGE)
+    exported = apply(baseline, "export-onnx", tmp_path)
+    found = explain(tmp_path, exported, baseline, runtime="onnxruntime", against_runtime="pytorch")
+    assert found.conditions.runtime == "onnxruntime"
+    assert found.against_conditions.runtime == "pytorch"
+    assert found.layers == ()
+    assert any("two ONNX graphs" in note for note in found.notes)
+    assert found.missing_features == ()
+
+
+@pytest.mark.parametrize("processor", [VNNI, NO_VNNI])
+def test_a_variant_against_its_own_copy_is_the_same(tmp_path: Path, processor: Processor) -> None:
+    plain = chain(size=32)
+    before = graph_variant(tmp_path, "plain", plain.model(last(plain)))
+    after = graph_variant(tmp_path, "copy", plain.model(last(plain)), before)
+    found = explain(tmp_path, after, before, batch_size=8, processor=processor)
+    assert all(one.sqnr_db is None and one.cosine == pytest.approx(1.0) for one in found.layers)
+    assert [(one.type, one.before_calls) for one in found.changes] == [(o.type, o.after_calls) for o in found.changes]
+    if found.speedup.ratio < 1.1:
+        assert found.cause_kind == "same-operators"

@@ -1,0 +1,135 @@
+"""The main cause of a difference in speed, from profiles that leave no doubt: each kind is named, with its numbers."""
+
+import pytest
+
+from engine.measurements.causes import Machine, Side, changes, main_cause
+from engine.protocol import OperatorTime, Ratio, Unfused
+
+MODERN, OLD = Machine("cpu", ("avx2", "vnni")), Machine("cpu", ("avx2",))
+
+
+def operator(
+    kind: str, ms: float, *nodes: str, precision: str = "float32", operands: str | None = None
+) -> OperatorTime:
+    return OperatorTime(
+        name=nodes[0] if nodes else kind, type=kind, time_ms=ms, nodes=nodes, precision=precision, operands=operands
+    )
+
+
+def integer(ms: float, node: str, operands: str = "uint8×int8") -> OperatorTime:
+    return operator("QLinearConv", ms, node, precision="int8", operands=operands)
+
+
+def conversion(ms: float) -> OperatorTime:
+    return operator("QuantizeLinear", ms, "q", precision="conversion")
+
+
+def side(
+    *operators: OperatorTime, remainder: float = 0.0, runtime: str = "onnxruntime", macs: int | None = None
+) -> Side:
+    spent = sum(one.time_ms for one in operators) + remainder
+    return Side("net", runtime, operators, spent, remainder, macs)
+
+
+def cause(before: Side, after: Side, *unfused: Unfused, machine: Machine = MODERN) -> tuple[str, str]:
+    """(kind, sentence), with the ratio that the latencies have."""
+    ratio = before.latency_ms / after.latency_ms
+    verdict = "FASTER" if ratio > 1.01 else "SLOWER" if ratio < 0.99 else "SAME"
+    found = main_cause(
+        before, after, Ratio(ratio=ratio, low=ratio, high=ratio, verdict=verdict, against="x"), unfused, machine
+    )
+    return found.kind, found.sentence
+
+
+CONVOLUTIONS = (operator("Conv", 4.0, "a"), operator("Conv", 4.0, "b"))
+
+
+def test_integers_that_pay_off() -> None:
+    kind, text = cause(side(*CONVOLUTIONS), side(integer(1.0, "a"), integer(1.0, "b"), conversion(0.1)))
+    assert kind == "integer-kernels"
+    assert "2 QLinearConv" in text
+    assert "from 8.00 ms to 2.00 ms, of 8.00 ms → 2.10 ms" in text
+
+
+def test_pairs_that_were_not_fused() -> None:
+    left = Unfused(node="b", type="Conv", reason="Clip stands between it and its QuantizeLinear", time_ms=6.0)
+    after = side(integer(1.0, "a"), operator("Conv", 6.0, "b"), conversion(2.0))
+    kind, text = cause(side(*CONVOLUTIONS), after, left)
+    assert kind == "unfused"
+    assert "1 of 2 quantized operators run in float" in text
+    assert "(b): 6.00 ms in float (4.00 ms before) and 2.00 ms for the pairs, of 9.00 ms" in text
+    assert text.endswith("reason for all: Clip stands between it and its QuantizeLinear.")
+
+
+@pytest.mark.parametrize("machine", [MODERN, OLD])
+def test_signed_by_signed_on_a_cpu(machine: Machine) -> None:
+    after = side(integer(5.0, "a", "int8×int8"), integer(5.0, "b", "int8×int8"))
+    kind, text = cause(side(*CONVOLUTIONS), after, machine=machine)
+    assert kind == "signed-operands"
+    assert "10.00 ms against 8.00 ms in float" in text
+
+
+def test_integers_without_vnni() -> None:
+    after = side(integer(4.5, "a"), integer(4.5, "b"))
+    assert cause(side(*CONVOLUTIONS), after, machine=OLD)[0] == "slow-integers"
+    assert cause(side(*CONVOLUTIONS), after, machine=MODERN)[0] != "slow-integers"
+
+
+def test_conversions_that_eat_the_gain() -> None:
+    kind, text = cause(side(*CONVOLUTIONS), side(integer(1.0, "a"), integer(1.0, "b"), conversion(7.0)))
+    assert kind == "conversions"
+    assert "take 7.00 ms of 9.00 ms" in text
+
+
+def test_a_float_operator_that_dominates_bounds_the_gain() -> None:
+    resize = operator("Resize", 90.0, "r")
+    after = side(integer(1.0, "a"), integer(1.0, "b"), resize)
+    kind, text = cause(side(*CONVOLUTIONS, resize), after)
+    assert kind == "float-operators"
+    assert "90.00 ms of 92.00 ms to 1 Resize" in text
+    assert "8 % of the time, so at most 1.09× was to be had" in text
+
+
+def test_too_small_by_its_kernels_or_by_what_is_around_them() -> None:
+    tiny = side(operator("Conv", 0.004, "a"), operator("Relu", 0.002, "b"))
+    assert cause(tiny, side(integer(0.004, "a"), conversion(0.003)))[0] == "too-small"
+    launches = side(operator("Conv", 0.05, "a"), remainder=1.0)
+    assert cause(launches, side(integer(0.04, "a"), remainder=1.0))[0] == "too-small"
+    assert cause(side(*CONVOLUTIONS), side(*CONVOLUTIONS))[0] == "same-operators"
+
+
+def test_casts_of_half_precision() -> None:
+    half = operator("Conv", 8.0, "a", precision="float16")
+    after = side(half, operator("Cast", 3.0, "c", precision="float16"))
+    kind, text = cause(side(*CONVOLUTIONS), after)
+    assert kind == "casts"
+    assert "1 casts take 3.00 ms of 11.00 ms, 0.000 ms before" in text
+
+
+def test_fewer_multiply_adds() -> None:
+    before, after = side(*CONVOLUTIONS, macs=100), side(operator("Conv", 4.0, "a"), macs=50)
+    kind, text = cause(before, after)
+    assert kind == "less-work"
+    assert "50 % of the multiply-adds" in text
+    assert "Conv: 2 in 8.00 ms → 1 in 4.00 ms" in text
+
+
+def test_another_runtime() -> None:
+    kind, text = cause(side(operator("Conv2d", 16.0), runtime="pytorch"), side(*CONVOLUTIONS))
+    assert kind == "runtime"
+    assert "under pytorch" in text
+
+
+def test_fused_operators() -> None:
+    parts = [operator("MatMul", 1.0, "m"), operator("Softmax", 2.0, "s"), operator("Add", 1.0, "a")]
+    kind, text = cause(side(*parts), side(operator("Attention", 2.0, "m", "s", "a")))
+    assert kind == "fusion"
+    assert "3 operators became 1" in text
+
+
+def test_changes_are_by_kind_and_precision_the_largest_first() -> None:
+    rows = changes(CONVOLUTIONS, [operator("Conv", 1.0, "a"), integer(1.0, "b")])
+    assert [(row.type, row.precision, row.before_ms, row.after_ms) for row in rows] == [
+        ("Conv", "float32", 8.0, 1.0),
+        ("QLinearConv", "int8", None, 1.0),
+    ]
