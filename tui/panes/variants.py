@@ -51,8 +51,8 @@ COLUMNS = (
 )
 """In the order they stand; rank 1 is kept longest."""
 
-NAME_MINIMUM, NAME_MAXIMUM = 20, 44
-"""Cells for the tree. It grows to its longest name before a bar grows."""
+NAME_MINIMUM, NAME_COMFORTABLE, NAME_MAXIMUM = 20, 30, 44
+"""Cells for the tree. From 100 columns on a name of up to 30 cells comes before the lesser columns."""
 
 BAR_MAXIMUM = 32
 
@@ -115,7 +115,8 @@ def choose_layout(width: int, names: list[str]) -> Layout:
     """Columns by rank while they fit; then the verdict in full, the names, and the bar take what is left."""
     needed = max((width_of(name) + MARK for name in names), default=0)
     name = min(max(needed, NAME_MINIMUM), NAME_MAXIMUM)
-    room = width - NAME_MINIMUM - 1
+    least = min(max(needed, NAME_MINIMUM), NAME_COMFORTABLE if width >= 100 else NAME_MINIMUM)
+    room = width - least - 1
     kept: set[str] = set()
     for column in sorted(COLUMNS, key=lambda one: one.rank):
         if room - column.width - 1 < 0:
@@ -124,7 +125,7 @@ def choose_layout(width: int, names: list[str]) -> Layout:
         kept.add(column.name)
     widths = {}
     for grown, maximum in (("name", name), ("verdict", 17), ("bar", BAR_MAXIMUM)):
-        start = NAME_MINIMUM if grown == "name" else next(one.width for one in COLUMNS if one.name == grown)
+        start = least if grown == "name" else next(one.width for one in COLUMNS if one.name == grown)
         more = min(max(maximum - start, 0), room) if grown in kept or grown == "name" else 0
         if grown == "verdict" and more < maximum - start:
             more = 0

@@ -23,6 +23,12 @@ from ..view import View
 if TYPE_CHECKING:
     from ..app import TrimtabApp
 
+LABEL = 15
+"""Cells for the labels on the left."""
+
+ROOMY = 107
+"""From this width on the table of latencies has every column."""
+
 LISTED = 40
 """Layers named one by one before the rest is only counted."""
 
@@ -84,13 +90,13 @@ class DetailsScreen(Screen[None]):
 
 def facts(snapshot: Snapshot, variant: Variant, width: int) -> Content:
     """Everything the snapshot knows of a variant, in lines of at most `width` cells where it lists names."""
-    parts = [_section("What it is", _identity(variant))]
+    parts = [_section("What it is", _identity(variant, width))]
     if variant.changed is not None:
         parts.append(_section("What changed", _changed(variant, width)))
-    parts.append(_section("Latency and throughput", _latencies(snapshot, variant)))
-    parts.append(_section("Accuracy", _accuracies(snapshot, variant)))
+    parts.append(_section("Latency and throughput", _latencies(snapshot, variant, width)))
+    parts.append(_section("Accuracy", _accuracies(snapshot, variant, width)))
     if variant.parent is None and snapshot.model is not None:
-        parts.append(_section("Model", _model(snapshot)))
+        parts.append(_section("Model", _model(snapshot, width)))
     parts.append(_section("Files", _files(variant)))
     return Content("\n").join(parts)
 
@@ -99,12 +105,22 @@ def _section(title: str, body: Content) -> Content:
     return Content.assemble((f"{title}\n", "bold $primary"), body, "\n")
 
 
-def _pairs(pairs: list[tuple[str, str]]) -> Content:
-    """Label and text, line by line; the texts are clean."""
-    return Content("\n").join(Content.assemble((f"  {fit(label, 14)} ", "$muted"), text) for label, text in pairs)
+def _pairs(pairs: list[tuple[str, str]], width: int) -> Content:
+    """Label and text, line by line, long texts broken under their own beginning; the texts are clean."""
+    lines = []
+    for label, text in pairs:
+        first, *rest = wrap(text, max(width - LABEL - 2, 20)) or [figures.UNKNOWN]
+        lines.append(Content.assemble((f"  {fit(label, LABEL)}", "$muted"), first))
+        lines += [Content(" " * (LABEL + 2) + line) for line in rest]
+    return Content("\n").join(lines)
 
 
-def _identity(variant: Variant) -> Content:
+def _muted(text: str, width: int, indent: int) -> list[Content]:
+    """A remark of any length, indented."""
+    return [Content.styled(" " * indent + line, "$muted") for line in wrap(text, max(width - indent, 20))]
+
+
+def _identity(variant: Variant, width: int) -> Content:
     parameters = ", ".join(f"{name} = {_plain(value)}" for name, value in variant.parameters.items())
     pairs = [
         ("technique", clean(variant.technique or "none: the model as it was opened", 80)),
@@ -112,18 +128,18 @@ def _identity(variant: Variant) -> Content:
         ("format", variant.format + ("" if variant.portable else ", ONNX Runtime only (nodes of com.microsoft)")),
         ("made for", clean(f"{variant.target} on a processor with {variant.processor or 'no known features'}", 160)),
         ("size", figures.size(variant.size_bytes)),
-        ("parameters", figures.count(variant.parameter_count)),
+        ("weights", figures.count(variant.parameter_count)),
         ("MACs / sample", figures.count(variant.macs)),
         ("to deploy", f"{variant.complexity} complexity"),
         ("took", figures.duration(variant.seconds)),
         ("id", clean(variant.id, 40)),
     ]
-    return _pairs(pairs)
+    return _pairs(pairs, width)
 
 
 def _plain(value: object) -> str:
     """A parameter's value as the recipe writes it."""
-    return "automatic" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return figures.UNKNOWN if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _changed(variant: Variant, width: int) -> Content:
@@ -132,48 +148,49 @@ def _changed(variant: Variant, width: int) -> Content:
     assert changed is not None
     lines = [content(f"  {changed.summary}")]
     for name, value in changed.figures.items():
-        shown = figures.number(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        shown = figures.number(value) if is_number else _plain(value)  # type: ignore[arg-type]
         lines.append(Content.assemble((f"  {fit(clean(name.replace('_', ' '), 40), 30)} ", "$muted"), clean(shown, 80)))
     if changed.touched:
         names = ", ".join(clean(name, 60) for name in changed.touched[:LISTED])
         more = f" and {len(changed.touched) - LISTED} more" if len(changed.touched) > LISTED else ""
         lines.append(Content.styled(f"  touched {len(changed.touched)}:", "$success"))
-        lines += [Content.styled(f"    {line}", "$muted") for line in wrap(names + more, width)]
+        lines += _muted(names + more, width, 4)
     reasons: dict[str, list[str]] = {}
     for left in changed.left:
         reasons.setdefault(left.reason, []).append(clean(left.name, 60))
     for reason, names_left in reasons.items():
         shown = ", ".join(names_left[:LISTED]) + (" …" if len(names_left) > LISTED else "")
         lines.append(Content.assemble((f"  left {len(names_left)}: ", "$warning"), clean(reason, 300)))
-        lines += [Content.styled(f"    {line}", "$muted") for line in wrap(shown, width)]
+        lines += _muted(shown, width, 4)
     return Content("\n").join(lines)
 
 
-def _latencies(snapshot: Snapshot, variant: Variant) -> Content:
+def _latencies(snapshot: Snapshot, variant: Variant, width: int) -> Content:
     """One line for each runtime and batch size, then the conditions."""
     rows = latencies(snapshot, variant.id)
     if not rows:
         return Content.styled("  Not measured yet (m measures).", "$muted")
-    head = f"  {'runtime':<16}{'batch':>6}{'p50 ms':>9}{'p90':>8}{'p99':>8}{'per s':>9}{'speed-up':>10}"
-    head += f"  {'95 % CI':<13}{'verdict':<10}{'× parent':>9}{'calls':>7}{'A/A ±':>8}"
+    roomy = width >= ROOMY
+    head = f"  {'runtime':<16}{'batch':>6}{'p50 ms':>9}" + (f"{'p90':>8}" if roomy else "") + f"{'p99':>8}{'per s':>9}"
+    head += f"{'speed-up':>10}  {'95 % CI':<13}{'verdict':<10}"
+    head += f"{'× parent':>9}{'calls':>7}{'A/A ±':>8}" if roomy else ""
     lines = [Content.styled(head, "$muted")]
     for one in rows:
         where = clean(f"{one.conditions.runtime} {one.conditions.device}", 60)
         text = f"  {fit(where, 16)}{one.batch_size:>6}{figures.milliseconds(one.p50_ms):>9}"
-        text += f"{figures.milliseconds(one.p90_ms):>8}{figures.milliseconds(one.p99_ms):>8}"
-        text += f"{figures.per_second(one.throughput_per_s):>9}"
+        text += f"{figures.milliseconds(one.p90_ms):>8}" if roomy else ""
+        text += f"{figures.milliseconds(one.p99_ms):>8}{figures.per_second(one.throughput_per_s):>9}"
         speed = one.speedup
-        verdict, style = ("", "")
-        if speed is not None:
-            text += f"{figures.ratio(speed.ratio):>10}  {figures.interval(speed.low, speed.high):<13}"
-            verdict = speed.verdict
-            style = {"FASTER": "$success", "SLOWER": "$error"}.get(verdict, "$muted")
-        else:
-            text += f"{figures.UNKNOWN:>10}  {'':<13}"
+        interval = figures.interval(speed.low, speed.high) if speed else ""
+        text += f"{figures.ratio(speed.ratio if speed else None):>10}  {interval:<13}"
+        verdict = speed.verdict if speed else ""
+        style = {"FASTER": "$success", "SLOWER": "$error"}.get(verdict, "$muted")
         parent = one.speedup_over_parent.ratio if one.speedup_over_parent else None
-        tail = f"{figures.ratio(parent):>9}{one.samples:>7}{figures.percent(one.noise_floor):>8}"
+        tail = f"{figures.ratio(parent):>9}{one.samples:>7}{figures.percent(one.noise_floor):>8}" if roomy else ""
         lines.append(Content.assemble(text, (f"{verdict:<10}", style), tail))
-    lines += [Content.styled(f"  {text}", "$muted") for text in _conditions(rows)]
+    for text in _conditions(rows):
+        lines += _muted(text, width, 2)
     return Content("\n").join(lines)
 
 
@@ -183,7 +200,7 @@ def _conditions(rows: list[Latency]) -> list[str]:
     for one in rows:
         held = one.conditions
         versions = " ".join(f"{name} {version}" for name, version in held.versions.items())
-        against = f", against {one.speedup.against}" if one.speedup else ""
+        against = f", against {one.speedup.against.partition(' · batch ')[0]}" if one.speedup else ""
         threads = f", {held.threads} threads" if held.threads else ""
         notes = "".join(f"; {note}" for note in held.notes)
         text = f"{held.runtime} on {held.device} ({held.processor}){threads}{against} {versions}{notes}"
@@ -191,7 +208,7 @@ def _conditions(rows: list[Latency]) -> list[str]:
     return list(seen)
 
 
-def _accuracies(snapshot: Snapshot, variant: Variant) -> Content:
+def _accuracies(snapshot: Snapshot, variant: Variant, width: int) -> Content:
     rows = accuracies(snapshot, variant.id)
     if not rows:
         return Content.styled("  Not measured yet (m measures).", "$muted")
@@ -214,11 +231,11 @@ def _accuracies(snapshot: Snapshot, variant: Variant) -> Content:
             extra.append(f"SQNR {one.sqnr_db:.1f} dB")
         if one.sentence:
             extra.append(clean(one.sentence, 300))
-        lines.append(Content.styled(f"    {'; '.join(extra)}", "$muted"))
+        lines += _muted("; ".join(extra), width, 4)
     return Content("\n").join(lines)
 
 
-def _model(snapshot: Snapshot) -> Content:
+def _model(snapshot: Snapshot, width: int) -> Content:
     model = snapshot.model
     assert model is not None
     tensors = [(kind, one) for kind, group in (("input", model.inputs), ("output", model.outputs)) for one in group]
@@ -228,7 +245,7 @@ def _model(snapshot: Snapshot) -> Content:
         pairs.append((kind, clean(f"{one.name}: {one.dtype} {shape}", 160)))
     pairs.append(("offers", clean(", ".join(model.offers) or "nothing beside the model", 200)))
     pairs.append(("test data", "labelled" if model.labelled else "unlabelled: agreement instead of accuracy"))
-    return _pairs(pairs)
+    return _pairs(pairs, width)
 
 
 def _files(variant: Variant) -> Content:
