@@ -15,6 +15,7 @@ from ..protocol import Conditions, Explanation, OperatorTime, Profile
 from ..safety import clean_text, markdown_cell
 from ..session import Session
 from . import figures
+from .expectations import expectation_of, sentence
 
 ROWS = 20
 """Rows of a table for people; the JSON has them all."""
@@ -35,6 +36,7 @@ def render_profile(session: Session, found: Profile, format: str) -> str:
 def as_data(session: Session, found: Explanation) -> dict[str, Any]:
     """The explanation as plain data."""
     ratio = found.speedup
+    known = session.variants.get(found.variant)
     return {
         "schema": "trimtab/explain/1",
         "variant": _variant(session, found.variant),
@@ -58,6 +60,7 @@ def as_data(session: Session, found: Explanation) -> dict[str, Any]:
             }
             for row in found.changes
         ],
+        "expectation": None if known is None else expectation_of(session, known),
         "unfused": [
             {
                 "node": one.node,
@@ -159,6 +162,8 @@ def _markdown(content: dict[str, Any]) -> str:
         f"{ratio['verdict']} · {_where(content)} · batch {content['batch_size']}",
         clean_text(content["cause"], 2000),
     ]
+    if expected := sentence(content["expectation"]):
+        parts.append(clean_text(expected, 1000))
     rows = [
         [
             markdown_cell(row["type"], 40),

@@ -18,6 +18,7 @@ from ..recipes.steps import CANCELLED
 from ..session import Session, SessionError
 from ..session.ranking import best_variant, figures_of
 from . import table
+from .expectations import expectation_of
 
 STEP_STATUS = {"cancelled": "failed"}
 """Statuses that outsiders know by another word."""
@@ -121,6 +122,7 @@ def _variant(session: Session, variant: Variant) -> dict[str, Any]:
         "complexity": variant.complexity,
         "accuracy": _accuracy(figures.accuracy, figures.verdict),
         "changed": _changed(variant.changed),
+        "expectation": expectation_of(session, variant),
         "measurements": [_latency(latency) for latency in figures.latencies],
     }
     flat = _latency(figures.best) if figures.best is not None else {}

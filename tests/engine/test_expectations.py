@@ -1,0 +1,39 @@
+"""What the field promises stands beside what was measured, and nothing unmeasured is made up."""
+
+from pathlib import Path
+
+from session_makers import add_accuracy, add_latency, add_variant
+
+from engine.exports.expectations import expectation_of, sentence
+from engine.exports.results import results
+from engine.session import Session
+
+
+def test_size_speed_and_loss_stand_beside_the_promise(tmp_path: Path) -> None:
+    session = Session.open(tmp_path / "m.trimtab")
+    baseline = add_variant(session, "baseline", size_bytes=1000)
+    int8 = add_variant(session, "int8", baseline, size_bytes=260)
+    add_latency(session, int8, 5.0)
+    add_accuracy(session, int8, 0.002)
+    found = expectation_of(session, int8)
+    assert found is not None
+    assert found["expected"] == {"size": 0.25, "speedup": [2.0, 4.0], "drop": [0.005, 0.01]}
+    assert found["measured"] == {"size": 0.26, "speedup": 5.0, "drop": 0.002}
+    assert found["verdict"] == {"size": "as expected", "speedup": "more", "drop": "less"}
+    assert sentence(found) == (
+        "Expected: size 25 %, 2–4× faster, 0.5–1 % loss. "
+        "Measured: size 26 % (as expected), 5.00× (more), drop 0.20 points (less)."
+    )
+    assert results(session, "compare")["variants"][1]["expectation"] == found
+
+
+def test_what_was_not_measured_is_unknown(tmp_path: Path) -> None:
+    session = Session.open(tmp_path / "m.trimtab")
+    baseline = add_variant(session, "baseline", size_bytes=1000)
+    four = add_variant(session, "four", baseline, size_bytes=900)
+    found = expectation_of(session, four)
+    assert found is not None
+    assert found["measured"] == {"size": 0.9, "speedup": None, "drop": None}
+    assert found["verdict"] == {"size": "more", "speedup": None, "drop": None}
+    assert sentence(found).endswith("Measured: size 90 % (more).")
+    assert expectation_of(session, baseline) is None
