@@ -11,11 +11,11 @@ UNKNOWN = "–"
 
 
 def milliseconds(value: float | None) -> str:
-    """A latency with three significant digits and no unit (the column names it): 0.042, 9.80, 312."""
+    """A latency with two or three significant digits and no unit (the column names it): 0.0047, 0.042, 9.80."""
     if value is None:
         return UNKNOWN
-    if value < 0.0005:
-        return f"{value * 1000:.2f}µ"
+    if value < 0.00995:
+        return f"{value:.4f}"
     return _three_digits(value)
 
 

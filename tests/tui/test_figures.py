@@ -29,7 +29,7 @@ def test_unknown_is_a_dash_and_never_zero(format: object) -> None:
         (figures.milliseconds(0.042), "0.042"),
         (figures.milliseconds(9.8), "9.80"),
         (figures.milliseconds(99.96), "100"),
-        (figures.milliseconds(0.00021), "0.21µ"),
+        (figures.milliseconds(0.00471), "0.0047"),
         (figures.per_second(816.4), "816"),
         (figures.per_second(12_431), "12.4k"),
         (figures.count(2_797_610), "2.80M"),

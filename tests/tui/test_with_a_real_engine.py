@@ -62,7 +62,7 @@ async def test_open_export_leave_and_come_back(session: Path) -> None:
     async with attached(session) as seen:
         await seen.sees("● baseline", "└ export-onnx", "CPU", "tiny")
         await seen.press("end", "enter")
-        await seen.sees("baseline → export-onnx", "What changed", "model.onnx")
+        await seen.sees("baseline → export-onnx", "What changed", "0/Gemm, 1/Relu")
 
 
 @pytest.mark.timeout(120)
