@@ -1,1 +1,1 @@
-"""The screens, one file each with its .tcss beside it. All but the main one are imported when first shown."""
+"""The screens, one file each. All but the main one are imported when they are first shown."""
