@@ -103,6 +103,14 @@ def needs_derived(situation: Situation) -> str | None:
     return None
 
 
+def needs_explainable(situation: Situation) -> str | None:
+    if reason := needs_variant(situation):
+        return reason
+    if situation.variant is not None and situation.variant.parent is None:
+        return "The baseline is what others are compared with: choose a variant made from it."
+    return None
+
+
 def needs_baseline(situation: Situation) -> str | None:
     if reason := needs_model(situation):
         return reason
@@ -148,6 +156,15 @@ ACTIONS = (
     ),
     Action(
         "compare", "c", "compare", "Compare all variants, and two of them side by side.", "Variant", needs_comparison
+    ),
+    Action(
+        "explain",
+        "w",
+        "why?",
+        "Say why the chosen variant is, or is not, faster than the one it was made from.",
+        "Variant",
+        needs_explainable,
+        footer=False,
     ),
     Action(
         "show_details",

@@ -79,6 +79,15 @@ async def compare(app: "TrimtabApp") -> None:
     await app.push_screen(CompareScreen())
 
 
+async def explain(app: "TrimtabApp") -> None:
+    from .screens.explain import ExplainScreen
+
+    variant = app.main.situation().variant
+    assert variant is not None
+    assert variant.parent is not None
+    await app.push_screen(ExplainScreen(variant, variant.parent))
+
+
 async def show_details(app: "TrimtabApp") -> None:
     from .screens.details import DetailsScreen
 

@@ -1,0 +1,93 @@
+"""Why is a variant (not) faster? An answer that is known is shown at once; else the engine is asked, once."""
+
+import msgspec
+import scenes
+from driver import dashboard
+
+from engine.protocol import (
+    ApplyTechnique,
+    Explanation,
+    LayerError,
+    MeasurementAdded,
+    MeasureVariant,
+    OperatorChange,
+    Ratio,
+    Unfused,
+)
+
+ANSWER = Explanation(
+    id="e1",
+    variant="v2",
+    against="v1",
+    job="j9",
+    created=scenes.NOW,
+    conditions=scenes.latency("v2", 8, 1.0, 1.0).conditions,
+    against_conditions=scenes.latency("v1", 8, 1.0, 1.0).conditions,
+    batch_size=8,
+    speedup=Ratio(ratio=0.41, low=0.40, high=0.42, verdict="SLOWER", against="onnx", against_variant="v1"),
+    cause="3 of 9 quantized operators run in float, because their pairs were not fused.",
+    cause_kind="unfused",
+    latency_ms=9.0,
+    against_latency_ms=4.0,
+    operators=(),
+    against_operators=(),
+    changes=(
+        OperatorChange(type="FusedConv[/]", precision="float32", before_ms=None, after_ms=6.5, after_calls=3),
+        OperatorChange(type="Conv", precision="float32", before_ms=3.25, after_ms=None, before_calls=9),
+    ),
+    remainder_ms=0.5,
+    against_remainder_ms=0.25,
+    unfused=(Unfused(node="conv\x1b[31m7", type="Conv", reason="Clip stands between", time_ms=2.0),),
+    missing_features=("vnni",),
+    layers=(
+        LayerError(node="quiet", type="Conv", cosine=0.9999, sqnr_db=40.0, drop_db=1.0),
+        LayerError(node="loud", type="Add", cosine=0.91, sqnr_db=7.5, drop_db=22.5),
+    ),
+)
+
+
+async def test_a_known_answer_is_there_at_once() -> None:
+    work = scenes.work()
+    known = msgspec.structs.replace(work, measurements=(*work.measurements, ANSWER))
+    async with dashboard(known, size=(110, 40)) as seen:
+        await seen.press("down", "down", "w")
+        await seen.sees("Why? int8 against onnx", "0.41", "SLOWER", "3 of 9 quantized operators run in float")
+        await seen.sees("FusedConv[/]", "3× 6.50", "9× 3.25", "Clip stands between", "missing here: vnni", "conv␛[31m7")
+        assert seen.text.index("loud") < seen.text.index("quiet")
+        assert not any(isinstance(one, MeasureVariant) for one in seen.engine.asked)
+        await seen.press("escape")
+        await seen.sees("1 Variants")
+
+
+async def test_an_unknown_one_is_found_out_and_appears() -> None:
+    async with dashboard(size=(110, 40)) as seen:
+        await seen.press("down", "down", "w")
+        command = await seen.asked(MeasureVariant)
+        assert (command.variant, command.kinds, command.against) == ("v2", ("explain",), "v1")
+        await seen.sees("timed and profiled side by side")
+        seen.engine.push(MeasurementAdded(seq=0, measurement=ANSWER))
+        await seen.sees("3 of 9 quantized operators run in float")
+        assert sum(isinstance(one, MeasureVariant) for one in seen.engine.asked) == 1
+
+
+async def test_the_layer_that_breaks_accuracy_is_left_out_with_one_key() -> None:
+    work = scenes.work()
+    variants = tuple(
+        msgspec.structs.replace(one, parameters={"exclude": ["first"]}) if one.id == "v2" else one
+        for one in work.variants
+    )
+    known = msgspec.structs.replace(work, variants=variants, measurements=(*work.measurements, ANSWER))
+    async with dashboard(known, size=(110, 40)) as seen:
+        await seen.press("down", "down", "w")
+        await seen.sees("loud")
+        await seen.press("x")
+        command = await seen.asked(ApplyTechnique)
+        assert (command.technique, command.source) == ("quantize-static", "v1")
+        assert command.parameters == {"exclude": ["first", "loud"]}
+        assert command.name == "int8-less-2"
+
+
+async def test_the_baseline_has_nothing_to_be_explained() -> None:
+    async with dashboard() as seen:
+        await seen.press("home", "w")
+        await seen.sees("The baseline is what others are compared with")
