@@ -16,6 +16,9 @@ from .onnx_graph import Graph
 PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 """Nodes with an integer kernel that reads integers and need not write them."""
 
+INTEGER_NODES = {"MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul"}
+"""Nodes that are integers by definition, as dynamic quantization writes them."""
+
 MOVES = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity", "MaxPool", "Gather", "Split"}
 """Nodes that are as fast in float: a pair around them is not worth a word."""
 
@@ -44,6 +47,8 @@ def unfused_nodes(graph: Graph, operators: Collection[OperatorTime], runtime: st
 
 def _is_meant_for_integers(graph: Graph, node: onnx.NodeProto) -> bool:
     data = [name for name in node.input if name and graph.constant(name) is None]
+    if node.op_type in INTEGER_NODES:
+        return True
     if node.op_type in PRODUCTS:
         return bool(data) and _made_by(graph, node.input[0], "DequantizeLinear")
     if node.op_type in MOVES or node.op_type in ("QuantizeLinear", "DequantizeLinear") or not data:
@@ -63,6 +68,8 @@ def _made_by(graph: Graph, value: str, kind: str) -> bool:
 
 def _reason(graph: Graph, node: onnx.NodeProto, runtime: str) -> str:
     """Why the runtime keeps it in float, in words that follow "because"."""
+    if node.op_type in INTEGER_NODES:
+        return f"{runtime} has no integer kernel for {node.op_type} and computes it in float"
     if node.op_type in PRODUCTS and len(node.input) > 1:
         weight = node.input[1]
         if graph.constant(weight) is not None:

@@ -29,6 +29,10 @@ LITTLE_GAIN = 1.1
 LESS_WORK = 0.95
 """Multiply-adds below this share of the other's explain a gain by themselves."""
 
+UNFUSED_SHARE = 0.2
+"""Where half of the quantized operators run in float and cost such a share, that is the cause, whatever else is slow:
+what was added around them counts as float too (OpenVINO takes a DynamicQuantizeLinear apart into float operators)."""
+
 SAME_KINDS = 0.02
 """Times of kinds of operators that differ by less than this share of the call are the same."""
 
@@ -70,6 +74,9 @@ def main_cause(before: Side, after: Side, speedup: Ratio, unfused: Collection[Un
     if _milliseconds(after, INTEGERS | {CONVERSION}) > _milliseconds(before, INTEGERS | {CONVERSION}):
         hindrances = _integer_hindrances(before, after, unfused, machine)
         if not gained and hindrances:
+            if 2 * len(unfused) >= _total_products(after, unfused) and hindrances[0].kind == "unfused":
+                if hindrances[0].milliseconds >= UNFUSED_SHARE * after.latency_ms:
+                    return hindrances[0]
             return max(hindrances, key=lambda one: one.milliseconds)
         return _integer_gain(before, after, hindrances)
     if not gained and (cause := _casts(before, after)):
@@ -214,10 +221,11 @@ def _casts(before: Side, after: Side) -> Cause | None:
     if spent <= was + SAME_KINDS * after.latency_ms or not any(one.precision in HALVES for one in after.operators):
         return None
     count = sum(op.type in ("Cast", "Convert") for op in after.operators)
+    casts = "1 cast takes" if count == 1 else f"{count} casts take"
     return Cause(
         "casts",
         spent - was,
-        f"{after.runtime} computes in FP32 on this device and converts on the way: {count} casts take {_ms(spent)} of "
+        f"{after.runtime} computes in FP32 on this device and converts on the way: {casts} {_ms(spent)} of "
         f"{_ms(after.latency_ms)}, {_ms(was)} before.",
     )
 
@@ -310,8 +318,12 @@ def _total_products(after: Side, unfused: Collection[Unfused]) -> int:
 
 
 def _time_before(before: Side, operators: Collection[OperatorTime]) -> float | None:
-    """What the nodes of these operators took before; None where the profiles cannot be matched."""
+    """What the nodes of these operators took before; None where the profiles cannot be matched.
+
+    A node that was taken apart (`fc/MatMul` into `fc/MatMul/scale`, …) is found by the name its parts share.
+    """
     names = {name for one in operators for name in one.nodes}
+    names |= {name.rpartition("/")[0] for name in names}
     matched = [one for one in before.operators if names & set(one.nodes)]
     return sum(one.time_ms for one in matched) if matched else None
 

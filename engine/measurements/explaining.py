@@ -54,7 +54,7 @@ def explain_variant(job: JobContext, task: ExplainVariant) -> Explanation:
         unfused,
         Machine(job.spec.device, job.spec.processor.features),
     )
-    missing = missing_features(job, after.operators)
+    missing = missing_features(job, task.runtime, after.operators)
     sentence, notes = cause.sentence, list(missing.values())
     saturation = _saturation(job, variant, task.runtime, after.operators, size)
     if saturation is not None:
@@ -126,7 +126,7 @@ def _time_both(job: JobContext, task: ExplainVariant, size: int) -> Ratio:
     )
 
 
-def missing_features(job: JobContext, operators: tuple[OperatorTime, ...]) -> dict[str, str]:
+def missing_features(job: JobContext, runtime: str, operators: tuple[OperatorTime, ...]) -> dict[str, str]:
     """What the device lacks for the precisions that are used → a sentence on what that means."""
     used = {one.precision for one in operators}
     if job.spec.device != "cpu":
@@ -147,8 +147,8 @@ def missing_features(job: JobContext, operators: tuple[OperatorTime, ...]) -> di
                 missing["amx-int8"] = "This CPU has no AMX: no matrix unit for INT8."
     if "bfloat16" in used and "amx-bf16" not in have:
         missing["amx-bf16"] = "This CPU has no matrix unit for BF16."
-    if "float16" in used:
-        missing["fp16"] = "FP16 is converted to FP32 and back on this CPU: it saves memory, not time."
+    if "float16" in used and runtime == "onnxruntime":
+        missing["fp16"] = "ONNX Runtime converts FP16 to FP32 and back on a CPU: it saves memory, not time."
     return missing
 
 

@@ -75,6 +75,12 @@ def test_integers_without_vnni() -> None:
     assert cause(side(*CONVOLUTIONS), after, machine=MODERN)[0] != "slow-integers"
 
 
+def test_a_node_that_was_taken_apart_is_found_by_its_name() -> None:
+    before = side(operator("MatMul", 8.0, "fc/MatMul"))
+    parts = operator("DynamicQuantizeMatMul", 2.0, "fc/MatMul/MatMulInteger", "fc/MatMul/scale", precision="int8")
+    assert "from 8.00 ms to 2.00 ms" in cause(before, side(parts))[1]
+
+
 def test_conversions_that_eat_the_gain() -> None:
     kind, text = cause(side(*CONVOLUTIONS), side(integer(1.0, "a"), integer(1.0, "b"), conversion(7.0)))
     assert kind == "conversions"
@@ -103,7 +109,7 @@ def test_casts_of_half_precision() -> None:
     after = side(half, operator("Cast", 3.0, "c", precision="float16"))
     kind, text = cause(side(*CONVOLUTIONS), after)
     assert kind == "casts"
-    assert "1 casts take 3.00 ms of 11.00 ms, 0.000 ms before" in text
+    assert "1 cast takes 3.00 ms of 11.00 ms, 0.000 ms before" in text
 
 
 def test_fewer_multiply_adds() -> None:
