@@ -211,7 +211,7 @@ async def change_options(app: "TrimtabApp") -> None:
             description="largest accepted drop, as a fraction or in %",
         ),
         Field(name="batch_sizes", kind="list", description="measured for every variant"),
-        Field(name="runtimes", kind="list", optional=True, description="empty: the natural one for each format"),
+        Field(name="runtimes", kind="list", optional=True, description="empty: the natural one; or e.g. openvino"),
         Field(name="target", kind="choice", choices=targets, description="where the variants are to run"),
         Field(name="device", kind="text", description="where they are measured: cpu, cuda:0"),
     )

@@ -74,9 +74,10 @@ def main_cause(before: Side, after: Side, speedup: Ratio, unfused: Collection[Un
     if _milliseconds(after, INTEGERS | {CONVERSION}) > _milliseconds(before, INTEGERS | {CONVERSION}):
         hindrances = _integer_hindrances(before, after, unfused, machine)
         if not gained and hindrances:
-            if 2 * len(unfused) >= _total_products(after, unfused) and hindrances[0].kind == "unfused":
-                if hindrances[0].milliseconds >= UNFUSED_SHARE * after.latency_ms:
-                    return hindrances[0]
+            first = hindrances[0]
+            costly = first.milliseconds >= UNFUSED_SHARE * after.latency_ms
+            if first.kind == "unfused" and costly and 2 * len(unfused) >= _total_products(after, unfused):
+                return first
             return max(hindrances, key=lambda one: one.milliseconds)
         return _integer_gain(before, after, hindrances)
     if not gained and (cause := _casts(before, after)):

@@ -77,4 +77,19 @@ def _nodes_behind(compiled: Any, source: Graph) -> dict[str, tuple[str, ...]]:
         parts = [part for whole in originals for part in (whole, whole.partition("/WithoutBiases")[0])]
         found = [names[part] for part in parts if part in names]
         behind[operation.get_friendly_name()] = tuple(dict.fromkeys(found))
-    return behind
+    return _with_silent(behind, source)
+
+
+def _with_silent(behind: dict[str, tuple[str, ...]], source: Graph) -> dict[str, tuple[str, ...]]:
+    """A product whose bias was added to it leaves only the Add's name: nodes that nothing claims belong to the one
+    primitive that all their readers belong to."""
+    owner = {node: primitive for primitive, nodes in behind.items() for node in nodes}
+    added: dict[str, list[str]] = {}
+    for node in reversed(source.proto.node):
+        if node.name in owner:
+            continue
+        owners = {owner.get(reader.name) for value in node.output for reader in source.readers.get(value, [])}
+        if len(owners) == 1 and (primitive := owners.pop()) is not None:
+            owner[node.name] = primitive
+            added.setdefault(primitive, []).append(node.name)
+    return {primitive: (*nodes, *reversed(added.get(primitive, []))) for primitive, nodes in behind.items()}

@@ -53,6 +53,7 @@ from ..protocol import (
 )
 from ..recipes.files import check_batch_sizes, check_device, check_runtimes, check_target
 from ..recipes.reuse import explained_against, known_explanation, known_profile
+from ..runtimes import why_not_installed
 from ..session import SessionError
 from ..techniques import Refusal, check_parameters, describe
 
@@ -177,6 +178,8 @@ def _set_options(engine: "Engine", command: SetOptions) -> Result:
         raise CommandError("At least one batch size is needed to measure at.")
     check_batch_sizes(command.batch_sizes or ())
     check_runtimes(command.runtimes or ())
+    if missing := next(filter(None, map(why_not_installed, command.runtimes or ())), None):
+        raise CommandError(f"{missing}.")
     check_target(command.target)
     check_device(command.device)
     options = msgspec.structs.replace(engine.session.options, **changes)
