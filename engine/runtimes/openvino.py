@@ -8,7 +8,6 @@ Only standard operators: nodes of `com.microsoft` are refused.
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -19,18 +18,13 @@ import openvino
 
 from ..graphs.onnx_graph import all_nodes, float_weights
 from . import RuntimeUnavailable
+from .settling import wait_until_quiet
 
 if TYPE_CHECKING:
     from ..context import LoadedVariant
 
 COMPILED_SHAPES = 8
 """Compiled graphs kept at a time; a model with ever new shapes compiles ever again and says so by its times."""
-
-SETTLE_SECONDS = 0.03
-"""The longest wait for threads that spin after a run."""
-
-LOOK_SECONDS = 0.005
-"""The kernel books a running thread's time at its ticks, 4 ms apart: a shorter look may miss one that spins."""
 
 PRECISIONS: dict[int, str] = {onnx.TensorProto.FLOAT16: "f16", onnx.TensorProto.BFLOAT16: "bf16"}
 """What most weights are in → what float operators compute in; anything else is f32."""
@@ -92,13 +86,8 @@ class OpenVinoRunner:
         return self._compiled[key]
 
     def settle(self) -> None:
-        """Wait until the threads of its pool sleep, `SETTLE_SECONDS` at most. There is no call to stop them."""
-        end = time.monotonic() + SETTLE_SECONDS
-        while time.monotonic() < end:
-            before = time.process_time()
-            time.sleep(LOOK_SECONDS)
-            if time.process_time() - before < 0.1 * LOOK_SECONDS:
-                return
+        """Wait until the threads of its pool sleep."""
+        wait_until_quiet()
 
     def close(self) -> None:
         self._compiled.clear()

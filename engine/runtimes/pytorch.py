@@ -6,7 +6,6 @@ worker the last one loaded decides, which is why both arms of a comparison get t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +13,10 @@ import numpy as np
 import torch
 
 from . import RuntimeUnavailable
+from .settling import wait_until_quiet
 
 if TYPE_CHECKING:
     from ..context import LoadedVariant
-
-SETTLE_SECONDS = 0.03
-"""Longer than any OpenMP runtime was seen to spin."""
-
-LOOK_SECONDS = 0.005
-"""The kernel books a running thread's time at its ticks, 4 ms apart: a shorter look may miss one that spins."""
 
 
 class PyTorchRunner:
@@ -81,19 +75,13 @@ class PyTorchRunner:
         return start.elapsed_time(end) / calls
 
     def settle(self) -> None:
-        """Wait until OpenMP's threads have stopped spinning, `SETTLE_SECONDS` at most. There is no call to stop them.
+        """Wait until OpenMP's threads have stopped spinning.
 
         With libgomp's default they spin 5 ms after a convolution; with GOMP_SPINCOUNT=10000 0.05 ms, at the same
         speed. (OMP_WAIT_POLICY=PASSIVE stops it too, but makes the convolutions twice as slow: torch 2.13, two cores.)
         """
-        if self.device != "cpu":
-            return
-        end = time.monotonic() + SETTLE_SECONDS
-        while time.monotonic() < end:
-            before = time.process_time()
-            time.sleep(LOOK_SECONDS)
-            if time.process_time() - before < 0.1 * LOOK_SECONDS:
-                return
+        if self.device == "cpu":
+            wait_until_quiet()
 
     def close(self) -> None:
         del self.module

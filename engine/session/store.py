@@ -1,6 +1,6 @@
 """The session's database, `session.db`: records as blobs under (kind, id), so that old sessions open for ever.
 
-A row holds one msgpack record of `engine/protocol.py`; the columns beside it are only what is searched for. A field
+A row holds one msgpack record of `engine/protocol/`; the columns beside it are only what is searched for. A field
 that is added to a record needs no migration, and a row that can no longer be read costs that row and nothing else.
 
 What a caller may rely on: when `put` returns, the record survives a power cut (WAL, synchronous FULL). Several
