@@ -84,6 +84,8 @@ class Retraining:
             teaching = Teaching(copy.deepcopy(self.original), asked.distillation, asked.temperature)
         if self.course.total_steps is None:
             self.course.total_steps = max(1, round(asked.fine_tune_epochs * self.data.steps))
+        if self.whole_accuracy is not None and self.objective.scored:
+            self.course.fact("accuracy_before", self.whole_accuracy)
         outcome = train(
             module,
             self.data,

@@ -34,6 +34,8 @@ def teach(source: LoadedVariant, parameters: Distill, job: JobContext) -> Varian
     teacher_accuracy = held_out_accuracy(teacher.to(device), data, objective, device, precision)
     checkpoints = checkpoints_for(job, "distill", msgspec.to_builtins(parameters), source)
     course = Course(job, checkpoints, total_steps=max(1, round(parameters.epochs * data.steps)))
+    if objective.scored:
+        course.fact("accuracy_before", teacher_accuracy)
     plan = Plan(
         epochs=parameters.epochs,
         learning_rate=parameters.learning_rate,

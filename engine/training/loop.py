@@ -89,6 +89,14 @@ class Course:
         self.points.append((name, value, self.step))
         self.job.metric(name, value, self.step)
 
+    def fact(self, name: str, value: float) -> None:
+        """A number that holds for the whole job, which the charts are drawn by; sent again when the job goes on.
+
+        "steps_per_epoch" and "total_steps" are the axis (sent by `train`), "accuracy_before" is the held-out accuracy
+        of the network before it was changed, which the accuracy limit is counted from (sent by the technique).
+        """
+        self.job.metric(name, value, self.step)
+
     def resumed(self, stage: str) -> dict[str, Any] | None:
         """The checkpoint, if it was taken in this stage."""
         return self._resumed if self._resumed.get("stage") == stage else None
@@ -153,6 +161,8 @@ def train(
             },
         )
 
+    course.fact("steps_per_epoch", data.steps)
+    course.fact("total_steps", course.total_steps or course.step - done + total)
     check_every = max(1, data.steps // RECOVERED_CHECKS_PER_EPOCH)
     last_point = last_checkpoint = time.monotonic()
     pause, recent = CHECKPOINT_SECONDS, Recent(device)
@@ -186,7 +196,10 @@ def train(
             course.job.progress(course.step, course.total_steps, f"{stage}: step {done} of {total}")
             if done % check_every == 0 or done == total:
                 accuracy = held_out_accuracy(module, data, objective, device, precision)
-                course.point("accuracy", accuracy)
+                if objective.scored:
+                    course.point("accuracy", accuracy)
+                else:
+                    course.point("held_out_loss", -accuracy)
                 if plan.stop_at is not None and accuracy >= plan.stop_at and done >= plan.warm_up * total:
                     break
             if now - last_checkpoint >= pause:

@@ -39,6 +39,8 @@ def test_training_learns_and_reports_curves(model, tmp_path):
     assert outcome.accuracy == pytest.approx(held_out_accuracy(module, data, objective))
     assert points(messages, "accuracy")[-1] == (outcome.steps, outcome.accuracy)
     assert points(messages, "loss")[-1][0] == outcome.steps == 3 * data.steps
+    assert points(messages, "steps_per_epoch") == [(0, data.steps)], "the charts' axis"
+    assert points(messages, "total_steps") == [(0, 3 * data.steps)]
     assert [m.done for m in messages if isinstance(m, Progressed)][-1] == outcome.steps
     assert not module.training
 
