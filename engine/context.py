@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .protocol import Accuracy, Changed, Format, JobSpec, Latency, Variant, WorkerMessage
+from .protocol import Accuracy, Changed, Format, JobSpec, Latency, Steer, Variant, WorkerMessage
 
 if TYPE_CHECKING:
     import torch
@@ -79,6 +79,8 @@ class JobContext:
     """`(variant, runtime, batch_sizes) -> list[Latency]`, paired with the baseline."""
     measure_accuracy: Callable[..., Accuracy] = dataclasses.field(default=None)  # type: ignore[assignment]
     """`(variant, runtime, limit, samples=None) -> Accuracy`, paired with the baseline."""
+    hear: Callable[[Callable[[Steer], None]], None] = dataclasses.field(default=lambda take: None)
+    """Have what the engine says while the job runs (a load test's knobs) handed to a function, in another thread."""
     _cancelled: threading.Event = dataclasses.field(default_factory=threading.Event)
 
     @property

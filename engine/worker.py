@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -37,10 +38,14 @@ from .protocol import (
     MeasureProfile,
     Progressed,
     RunTechnique,
+    ScanSensitivity,
+    Steer,
     Task,
+    TestLoad,
     VariantDraft,
     WorkerMessage,
     decode_job_spec,
+    decode_steer,
     encode_frame,
 )
 
@@ -66,7 +71,7 @@ def work(engine: socket.socket) -> int:
         if spec is None:
             return 0
         _settle_in(spec)
-        outbox.send_last(_perform(spec, outbox, cancelled))
+        outbox.send_last(_perform(spec, outbox, cancelled, functools.partial(_hear, engine)))
     except JobCancelled:
         _end_by(signal.SIGTERM)
     except BaseException as error:
@@ -89,6 +94,21 @@ def read_spec(engine: socket.socket) -> JobSpec | None:
     return None if body is None else decode_job_spec(body)
 
 
+def _hear(engine: socket.socket, take: Callable[[Steer], None]) -> None:
+    """Hand everything the engine says from now on to `take`, in a thread of its own."""
+
+    def listen() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while (header := _receive(engine, FRAME_HEADER.size)) is not None:
+                (length,) = FRAME_HEADER.unpack(header)
+                body = _receive(engine, length) if length <= MAX_FRAME_BYTES else None
+                if body is None:
+                    return
+                take(decode_steer(body))
+
+    threading.Thread(target=listen, name="steering", daemon=True).start()
+
+
 def _receive(engine: socket.socket, length: int) -> bytes | None:
     received = bytearray()
     while len(received) < length:
@@ -102,7 +122,7 @@ def _receive(engine: socket.socket, length: int) -> bytes | None:
 # --- the task --------------------------------------------------------------------------------------
 
 
-def _perform(spec: JobSpec, outbox: Outbox, cancelled: threading.Event) -> Finished:
+def _perform(spec: JobSpec, outbox: Outbox, cancelled: threading.Event, hear: Callable[..., None]) -> Finished:
     from .models import open_model
 
     outbox.send(Progressed(done=0, message="opening the model"))
@@ -111,6 +131,7 @@ def _perform(spec: JobSpec, outbox: Outbox, cancelled: threading.Event) -> Finis
     for variant in spec.variants.values():
         directory = Path(spec.session_directory) / "variants" / variant.id
         job.variants[variant.id] = LoadedVariant(record=variant, directory=directory, model=model)
+    job.hear = hear
     job.measure_latency = functools.partial(_measure_latency, job)
     job.measure_accuracy = functools.partial(_measure_accuracy, job)
     return do_task(spec.task, job, model)
@@ -148,6 +169,16 @@ def do_task(task: Task, job: JobContext, model: Model) -> Finished:
 
             explanation = explain_variant(job, task)
             return Finished(measurements=(explanation,), summary=explanation.cause)
+        case ScanSensitivity():
+            from .measurements.sensitivity import scan_sensitivity
+
+            scanned = scan_sensitivity(job, job.variants[task.variant])
+            return Finished(measurements=(scanned,), summary=scanned.sentence)
+        case TestLoad():
+            from .measurements.load_test.running import run_task
+
+            found, sentence = run_task(job, task)
+            return Finished(measurements=found, summary=sentence)
 
 
 def _measure_latency(job: JobContext, *arguments: Any, **options: Any) -> Any:

@@ -32,9 +32,11 @@ from ..protocol import (
     JobLogged,
     JobSpec,
     JobState,
+    LoadTicked,
     Logged,
     MeasureAccuracy,
     MeasureLatency,
+    MeasurementAdded,
     MeasureProfile,
     MetricRecorded,
     MetricReported,
@@ -43,8 +45,13 @@ from ..protocol import (
     Queued,
     Running,
     RunTechnique,
+    ScanSensitivity,
+    Steer,
     Succeeded,
     Task,
+    TestLoad,
+    Ticked,
+    Took,
     Variant,
     WorkerMessage,
 )
@@ -56,9 +63,13 @@ from .causes import MemoryWitness, explain_death
 from .leases import Claim, startable
 from .logs import LogFollower, append, last_line
 from .supervision import accompany, unless
-from .workers import ForkServer, Garbled, WorkerNotStarted
+from .workers import ForkServer, Garbled, Worker, WorkerNotStarted
 
 log = logging.getLogger("trimtab.jobs")
+
+
+TIMED = (MeasureLatency, MeasureAccuracy, MeasureProfile, ExplainVariant, TestLoad)
+"""Tasks whose job runs alone."""
 
 
 class JobRequest(Struct, frozen=True, kw_only=True):
@@ -155,6 +166,17 @@ class Jobs:
             self._change(entry, msgspec.structs.replace(entry.job.state, cancelling=True), durable=False)
         return True
 
+    def steer(self, id: str, message: Steer) -> None:
+        """Turn a running load test's knobs. Raises SessionError when there is nothing to turn."""
+        entry = self._entries.get(id)
+        if entry is None:
+            raise SessionError("The load test has ended already.")
+        if not isinstance(entry.request.task, TestLoad):
+            raise SessionError(f"{entry.job.title} is no load test: it has nothing to turn.")
+        if entry.worker is None:
+            raise SessionError("The load test has not started yet.")
+        entry.worker.send(message)
+
     async def close(self) -> None:
         """Cancel everything and wait until every worker is gone. No job can be submitted afterwards."""
         self.closed = True
@@ -232,6 +254,7 @@ class Jobs:
             return Failed(started=started, finished=time.time(), reason=str(error), cause="lost")
         if worker is None:
             return Cancelled(started=started, finished=time.time())
+        entry.worker = worker
         if isinstance(entry.job.state, Running):
             self._change(entry, msgspec.structs.replace(entry.job.state, pid=worker.pid), durable=False)
         last, ended = await accompany(
@@ -272,6 +295,13 @@ class Jobs:
             self._publish(
                 MetricRecorded(seq=0, job=job.id, name=message.name, value=message.value, step=message.step, time=now)
             )
+        elif isinstance(message, Ticked):
+            self.session.record_tick(job.id, message.tick)
+            self._publish(LoadTicked(seq=0, job=job.id, tick=message.tick))
+        elif isinstance(message, Took):
+            measurement = msgspec.structs.replace(message.measurement, id=self.session.new_id(), job=job.id)
+            self.session.add_measurement(measurement)
+            self._publish(MeasurementAdded(seq=0, measurement=measurement))
         elif isinstance(message, Logged):
             append(self.session.log_path(job.id), f"{message.text}\n")
 
@@ -321,11 +351,14 @@ class _Entry:
         self.request = request
         self.cancel = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
+        self.worker: Worker | None = None
         self.ended: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
         self.follower = follower
         alone = request.exclusive
         if alone is None:
-            alone = isinstance(request.task, MeasureLatency | MeasureAccuracy | MeasureProfile | ExplainVariant)
+            alone = isinstance(
+                request.task, MeasureLatency | MeasureAccuracy | MeasureProfile | ExplainVariant | TestLoad
+            )
         self.claim = Claim(job=job.id, title=job.title, device=request.device, exclusive=alone)
 
 
@@ -348,6 +381,8 @@ def _needed_variants(session: Session, request: JobRequest) -> dict[str, Variant
             | MeasureLatency(variant=named)
             | MeasureAccuracy(variant=named)
             | MeasureProfile(variant=named)
+            | ScanSensitivity(variant=named)
+            | TestLoad(variant=named)
         ):
             chosen = [_present(session, named)]
         case ExplainVariant():

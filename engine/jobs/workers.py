@@ -33,7 +33,15 @@ from ..fork_server import (
     decode_report,
     encode,
 )
-from ..protocol import FRAME_HEADER, MAX_FRAME_BYTES, JobSpec, WorkerMessage, decode_worker_message, encode_frame
+from ..protocol import (
+    FRAME_HEADER,
+    MAX_FRAME_BYTES,
+    JobSpec,
+    Steer,
+    WorkerMessage,
+    decode_worker_message,
+    encode_frame,
+)
 
 
 class WorkerNotStarted(Exception):
@@ -81,6 +89,11 @@ class Worker:
             return None
         except msgspec.MsgspecError as error:
             raise Garbled(str(error)) from None
+
+    def send(self, message: Steer) -> None:
+        """Say something to a running worker; nothing happens if it has ended."""
+        if not self.ended and not self._writer.is_closing():
+            self._writer.write(encode_frame(message))
 
     async def wait(self) -> Exit:
         """How it ended, once it has, it is reaped and its process group killed."""

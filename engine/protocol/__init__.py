@@ -1,7 +1,8 @@
 """Every record and message that crosses a process boundary; nothing else does.
 
-`records.py` holds what is kept and sent, `messages.py` and `work.py` the conversations, `frames.py` how they travel;
-all of it is imported from here. Three conversations use it, all as length-prefixed msgpack frames:
+`records.py`, `measurements.py` and `load.py` hold what is kept and sent, `messages.py` and `work.py` the
+conversations, `frames.py` how they travel; all of it is imported from here. Three conversations use it, all as
+length-prefixed msgpack frames:
 client → engine (`ClientMessage`), engine → client (`EngineMessage`) over the Unix socket,
 and engine ↔ worker (`JobSpec` one way, `WorkerMessage` the other) over a socketpair.
 
@@ -16,6 +17,8 @@ What a reader may rely on:
 
 # ruff: noqa: F403  # a new record or message is named once, where it is defined
 from .frames import *
+from .load import *
+from .measurements import *
 from .messages import *
 from .records import *
 from .work import *

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Struct
 
 from .messages import ClientMessage, EngineMessage
-from .work import JobSpec, WorkerMessage
+from .work import JobSpec, Steer, WorkerMessage
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 """A longer frame is refused and its connection closed: no peer makes us allocate more than this."""
@@ -32,3 +32,4 @@ decode_client_message = msgspec.msgpack.Decoder(ClientMessage).decode
 decode_engine_message = msgspec.msgpack.Decoder(EngineMessage).decode
 decode_worker_message = msgspec.msgpack.Decoder(WorkerMessage).decode
 decode_job_spec = msgspec.msgpack.Decoder(JobSpec).decode
+decode_steer = msgspec.msgpack.Decoder(Steer).decode

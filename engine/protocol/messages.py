@@ -2,7 +2,9 @@
 
 from typing import Any, Literal
 
-from .records import Hardware, Job, Measurement, ModelInfo, RecipeRun, Record, TechniqueInfo, TelemetrySample, Variant
+from .load import LoadKnobs, LoadSettings, LoadTick
+from .measurements import Measurement
+from .records import Hardware, Job, ModelInfo, RecipeRun, Record, TechniqueInfo, TelemetrySample, Variant
 
 PROTOCOL = 1
 """The version of these messages. Raise it when an old reader would misunderstand a new writer."""
@@ -79,6 +81,46 @@ class MeasureVariant(Command, tag="measure-variant"):
     device: str | None = None
     against: str | None = None
     """For the kind "explain": the variant to compare with; None: the parent."""
+
+
+class RunLoadTest(Command, tag="run-load-test"):
+    """Load-test a variant, or search with load tests (see `LoadSettings.kind`). Reply: `RunAccepted`."""
+
+    variant: str
+    settings: LoadSettings
+    runtime: str | None = None
+    """None: that of its best measurement, else its natural one."""
+    device: str | None = None
+
+
+class SteerLoad(Command, tag="steer-load"):
+    """Turn the knobs of the load test that runs as this job. Takes effect within one batch. Reply: `Done`."""
+
+    job: str
+    knobs: LoadKnobs = LoadKnobs()
+    stop: bool = False
+    """End it now and keep what was measured."""
+
+
+class DescribeLoadTest(Command, tag="describe-load-test"):
+    """Reply: `Techniques` with one entry, "load-test": the form of `LoadSettings`."""
+
+    variant: str | None = None
+
+
+class ReadLoad(Command, tag="read-load"):
+    """Reply: `LoadHistory`: every tick of the load test that runs, or ran, as this job, thinned to at most `limit`."""
+
+    job: str
+    limit: int = 2000
+
+
+class GetLoadTest(Command, tag="get-load-test"):
+    """Reply: `Text`: what the load tests of this job (or the newest of this variant) found; "" when there are none."""
+
+    variant: str | None = None
+    job: str | None = None
+    format: Literal["json", "markdown"] = "json"
 
 
 class GetExplanation(Command, tag="get-explanation"):
@@ -173,10 +215,15 @@ class ReadLog(Command, tag="read-log"):
     offset: int = 0
 
 
+METRIC_POINTS = 50_000
+"""Points in one reply: 2 MB, far below the limit of a frame. Whoever gets fewer has them all."""
+
+
 class ReadMetrics(Command, tag="read-metrics"):
-    """Reply: `MetricHistory`: every metric a job reported, in order."""
+    """Reply: `MetricHistory`: what a job reported, in order: at most `METRIC_POINTS` from the `offset`-th on."""
 
     job: str
+    offset: int = 0
 
 
 class ReadTelemetry(Command, tag="read-telemetry"):
@@ -204,6 +251,11 @@ ClientMessage = (
     | RunRecipe
     | ApplyTechnique
     | MeasureVariant
+    | RunLoadTest
+    | SteerLoad
+    | DescribeLoadTest
+    | ReadLoad
+    | GetLoadTest
     | ListTechniques
     | CheckParameters
     | CancelJob
@@ -326,6 +378,13 @@ class MetricRecorded(Event, tag="metric-recorded"):
     time: float
 
 
+class LoadTicked(Event, tag="load-ticked"):
+    """A running load test, four times a second. May be dropped for a slow client; `ReadLoad` has them all."""
+
+    job: str
+    tick: LoadTick
+
+
 class TelemetrySampled(Event, tag="telemetry-sampled"):
     """May be dropped for a slow client."""
 
@@ -385,11 +444,25 @@ class MetricHistory(Record, tag="metric-history"):
     """(name, value, step, time)."""
 
 
+class LoadHistory(Record, tag="load-history"):
+    ticks: tuple[LoadTick, ...]
+
+
 class TelemetryHistory(Record, tag="telemetry-history"):
     samples: tuple[TelemetrySample, ...]
 
 
-Result = Done | RunAccepted | Techniques | ParametersChecked | Text | Exported | MetricHistory | TelemetryHistory
+Result = (
+    Done
+    | RunAccepted
+    | Techniques
+    | ParametersChecked
+    | Text
+    | Exported
+    | MetricHistory
+    | LoadHistory
+    | TelemetryHistory
+)
 
 EngineEvent = (
     ModelOpened
@@ -401,6 +474,7 @@ EngineEvent = (
     | RunChanged
     | JobLogged
     | MetricRecorded
+    | LoadTicked
     | TelemetrySampled
     | NoticeGiven
     | EngineStopping

@@ -2,7 +2,9 @@
 
 from typing import Any, Literal
 
-from .records import Changed, Format, Measurement, ModelInfo, ModelSource, Processor, Record, Variant
+from .load import LoadKnobs, LoadSettings, LoadTest, LoadTick
+from .measurements import Measurement
+from .records import Changed, Format, ModelInfo, ModelSource, Processor, Record, Variant
 
 # --- engine → worker -------------------------------------------------------------------------------
 
@@ -46,7 +48,36 @@ class ExplainVariant(Record, tag="explain-variant"):
     batch_size: int
 
 
-Task = InspectModel | RunTechnique | MeasureLatency | MeasureAccuracy | MeasureProfile | ExplainVariant
+class ScanSensitivity(Record, tag="scan-sensitivity"):
+    """Make every layer narrower by itself and see what it costs."""
+
+    variant: str
+
+
+class TestLoad(Record, tag="test-load"):
+    """One load test, or a search of several."""
+
+    __test__ = False  # pytest would take the name for a test
+
+    variant: str
+    runtime: str
+    settings: LoadSettings
+    search: str = ""
+    """What ties a search's tests together; "" for a single test."""
+    known: tuple[LoadTest, ...] = ()
+    """Tests of the same search that an earlier job finished: they are not run again."""
+
+
+Task = (
+    InspectModel
+    | RunTechnique
+    | MeasureLatency
+    | MeasureAccuracy
+    | MeasureProfile
+    | ExplainVariant
+    | ScanSensitivity
+    | TestLoad
+)
 
 
 class JobSpec(Record):
@@ -68,6 +99,13 @@ class JobSpec(Record):
     batch_sizes: tuple[int, ...] = (1, 8)
     model: ModelInfo | None = None
     seed: int = 0
+
+
+class Steer(Record, tag="steer"):
+    """Sent while a load test runs, any number of times."""
+
+    knobs: LoadKnobs = LoadKnobs()
+    stop: bool = False
 
 
 # --- worker → engine -------------------------------------------------------------------------------
@@ -104,6 +142,16 @@ class MetricReported(Record, tag="metric-reported"):
     step: int
 
 
+class Ticked(Record, tag="ticked"):
+    tick: LoadTick
+
+
+class Took(Record, tag="took"):
+    """A measurement that is finished while the job goes on: kept at once, whatever becomes of the job."""
+
+    measurement: Measurement
+
+
 class Logged(Record, tag="logged"):
     text: str
 
@@ -125,4 +173,4 @@ class GaveUp(Record, tag="gave-up"):
     cause: Literal["error", "refused", "out-of-memory"] = "error"
 
 
-WorkerMessage = Progressed | MetricReported | Logged | Finished | GaveUp
+WorkerMessage = Progressed | MetricReported | Ticked | Took | Logged | Finished | GaveUp

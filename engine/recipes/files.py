@@ -47,7 +47,7 @@ TECHNIQUES = (
 )
 """Every technique a recipe may name. One that this version does not have is refused when its step is reached."""
 
-MEASUREMENTS = ("profile", "explain", "latency", "accuracy", "load-test")
+MEASUREMENTS = ("profile", "explain", "latency", "accuracy", "sensitivity", "load-test")
 """Every measurement a recipe may name."""
 
 _TOP_KEYS = (
@@ -245,10 +245,22 @@ def check_technique_parameters(word: str, parameters: dict[str, Any]) -> None:
 
 
 def _check_measurement_parameters(word: str, parameters: dict[str, Any]) -> None:
-    """What measurements take; a load test has parameters of its own, checked by whoever does it."""
+    """What measurements take."""
     if word == "load-test":
+        # Imported here: it needs the techniques' forms, whose sentences this module's errors carry.
+        from .loads import read_load
+
+        rest = {key: value for key, value in parameters.items() if key not in ("runtimes", "device")}
+        try:
+            read_load(rest)
+        except SessionError as error:
+            raise RecipeError(str(error).removeprefix("load-test: ")) from None
+        check_runtimes(_list(parameters, "runtimes", str) or ())
+        check_device(_typed(parameters, "device", str, 'a name such as "cpu"'))
         return
     known: tuple[str, ...] = ("runtimes", "device") if word == "accuracy" else ("runtimes", "device", "batch_sizes")
+    if word == "sensitivity":
+        known = ("device",)
     if word == "explain":
         known = (*known, "against")
         _typed(parameters, "against", str, "a variant's name")

@@ -22,6 +22,7 @@ from ..protocol import (
     Measurement,
     Processor,
     Profile,
+    Sensitivity,
     Succeeded,
     Variant,
 )
@@ -134,6 +135,12 @@ def known_explanation(
         and (one.variant, one.against) == (variant.id, against.id)
         and runtime in (None, one.conditions.runtime)
     ]
+    return max(found, key=lambda one: one.created, default=None)
+
+
+def known_sensitivity(session: Session, variant: Variant) -> Sensitivity | None:
+    """The newest sensitivity scan of a variant. It holds on any machine: accuracy is all that it measures."""
+    found = [one for one in session.measurements.values() if isinstance(one, Sensitivity) and one.variant == variant.id]
     return max(found, key=lambda one: one.created, default=None)
 
 

@@ -31,6 +31,7 @@ from ..protocol import (
     OptionsChanged,
     RecipeRun,
     RunChanged,
+    RunLoadTest,
     RunRecipe,
     SessionOptions,
     Step,
@@ -51,6 +52,7 @@ from .files import (
     check_technique_parameters,
     read_recipe,
 )
+from .loads import read_load
 from .sources import difference, source_of, why_not_this_model
 from .steps import CANCELLED, MEASUREMENT_STEPS, Plan, Steps, measure, reason_of
 
@@ -165,6 +167,28 @@ class RecipeRunner:
                 device=command.device,
                 again=True,
                 against=self.session.resolve(command.against).id if command.against else None,
+            )
+        )
+
+    def start_load_test(self, command: RunLoadTest) -> RecipeRun:
+        """Load-test a variant. A search that was cancelled goes on where it stopped. Raises SessionError."""
+        self._needs_model()
+        variant = self.session.resolve(command.variant)
+        given = msgspec.to_builtins(command.settings)
+        given.pop("type", None)
+        settings = read_load(given)
+        check_runtimes((command.runtime,) if command.runtime else ())
+        check_device(command.device)
+        self._check_device(command.device)
+        step = RecipeStep(kind="measurement", word="load-test", name="load-test", source=variant.id)
+        titles = {"run": "Load test of", "rate": "Highest rate of", "sweep": "Sweep over batching of"}
+        return self._start(
+            Plan(
+                title=f"{titles[settings.kind]} {variant.name}",
+                steps=(step,),
+                runtimes=(command.runtime,) if command.runtime else (),
+                device=command.device,
+                load=settings,
             )
         )
 

@@ -19,14 +19,17 @@ from ..protocol import (
     Failed,
     Hardware,
     Job,
+    LoadSettings,
     MeasureAccuracy,
     MeasureLatency,
     MeasureProfile,
     ModelSource,
     RunTechnique,
+    ScanSensitivity,
     StepStatus,
     Succeeded,
     Task,
+    TestLoad,
     Variant,
 )
 from ..runtimes import runtimes_for, why_not_installed
@@ -35,11 +38,13 @@ from ..session.ranking import figures_of
 from ..targets import resolve_target
 from ..techniques import Refusal, find_technique, parse_parameters, why_unavailable, with_defaults
 from .files import RecipeStep
+from .loads import known_tests, read_load, search_key
 from .reuse import (
     explained_against,
     has_accuracy,
     known_explanation,
     known_profile,
+    known_sensitivity,
     made_already,
     missing_batch_sizes,
 )
@@ -69,6 +74,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     """Measure even what was measured already."""
     against: str | None = None
     """For the measurement "explain": the variant to compare with; None: the parent."""
+    load: LoadSettings | None = None
+    """For the measurement "load-test"."""
 
 
 # --- measurements ----------------------------------------------------------------------------------
@@ -86,15 +93,15 @@ class Where(NamedTuple):
     again: bool
     against: str | None = None
     """For an explanation: the variant to compare with."""
+    load: LoadSettings | None = None
+    """For a load test."""
 
 
 class MeasurementStep(Struct, frozen=True, kw_only=True):
     """A measurement that a recipe can name."""
 
-    task: Callable[[Where], Task | None] | None = None
-    """What a worker has to do; None when the figures are there already."""
-    unavailable: str | None = None
-    """Why it cannot be done; then there is no task."""
+    task: Callable[[Where], Task | None]
+    """What a worker has to do; None when the figures are there already. Raises SessionError where it cannot be done."""
 
 
 def _accuracy(where: Where) -> Task | None:
@@ -140,12 +147,41 @@ def _explain(where: Where) -> Task | None:
     )
 
 
+def _sensitivity(where: Where) -> Task | None:
+    if where.variant.format != "pytorch":
+        raise SessionError(
+            f"The sensitivity scan makes the layers of a PyTorch module narrower; {where.variant.name} is "
+            f"{where.variant.format}. Scan the variant that it was exported from."
+        )
+    if where.session.model is None or "train_data" not in where.session.model.offers:
+        raise SessionError("The sensitivity scan needs training data: add train_data() to the model file.")
+    if not where.again and known_sensitivity(where.session, where.variant):
+        return None
+    return ScanSensitivity(variant=where.variant.id)
+
+
+def _load_test(where: Where) -> Task | None:
+    assert where.load is not None
+    if where.load.url is None and (reason := why_not_under(where.session, where.variant, where.runtime)):
+        raise SessionError(reason)
+    processor = where.hardware.processor
+    key = search_key(where.variant, where.runtime, where.device, ",".join(processor.features), where.load)
+    return TestLoad(
+        variant=where.variant.id,
+        runtime=where.runtime,
+        settings=where.load,
+        search=key,
+        known=() if where.again else known_tests(where.session, key),
+    )
+
+
 MEASUREMENT_STEPS = {
     "accuracy": MeasurementStep(task=_accuracy),
     "latency": MeasurementStep(task=_latency),
     "profile": MeasurementStep(task=_profile),
     "explain": MeasurementStep(task=_explain),
-    "load-test": MeasurementStep(unavailable="Load tests are not part of this version of Trimtab."),
+    "sensitivity": MeasurementStep(task=_sensitivity),
+    "load-test": MeasurementStep(task=_load_test),
 }
 """Every measurement by its word, in the order in which a new variant gets those that need no asking."""
 
@@ -181,13 +217,16 @@ async def measure(runner: "RecipeRunner", id: str, variant: Variant, kinds: tupl
     ran, last = False, None
     for kind in kinds:
         make_task = MEASUREMENT_STEPS[kind].task
-        assert make_task is not None
         under = list(dict.fromkeys([*natural, *wanted]))
-        if kind == "explain" and not plan.runtimes:
+        if kind in ("explain", "load-test") and not plan.runtimes:
             under = [_fastest_runtime(runner.session, variant) or under[0]]
+        if kind == "sensitivity":
+            under = [able[0]]  # it runs the module itself, under no runtime
         for runtime in under:
             sizes = plan.batch_sizes or options.batch_sizes
-            where = Where(runner.session, runner.hardware, variant, runtime, device, sizes, plan.again, plan.against)
+            where = Where(
+                runner.session, runner.hardware, variant, runtime, device, sizes, plan.again, plan.against, plan.load
+            )
             task = make_task(where)
             if task is None:
                 continue
@@ -336,9 +375,6 @@ class Steps:
         return f"breaks the accuracy limit (drop {drop:.2f} points, limit {limit:.2f})"
 
     async def _measurement(self, number: int, step: RecipeStep) -> None:
-        if reason := MEASUREMENT_STEPS[step.word].unavailable:
-            self._end(number, step, "refused", reason)
-            return
         source = self._source_of(step)
         if source is None:
             self._skip(number, step)
@@ -349,6 +385,7 @@ class Steps:
             batch_sizes=tuple(step.parameters.get("batch_sizes", self.plan.batch_sizes)),
             device=step.parameters.get("device", self.plan.device),
             against=step.parameters.get("against", self.plan.against),
+            load=self._load(step),
         )
         outcome = await measure(self.runner, self.id, source, (step.word,), plan)
         facts: dict[str, Any] = {"variants": (source.id,), "job": outcome.job}
@@ -356,6 +393,13 @@ class Steps:
             self._end(number, step, "failed", outcome.failed, **facts)
         else:
             self._end(number, step, "succeeded", reused=not outcome.ran, **facts)
+
+    def _load(self, step: RecipeStep) -> LoadSettings | None:
+        """What a load test is asked to do: the step's own keys, or the command's."""
+        if step.word != "load-test":
+            return None
+        own = {key: value for key, value in step.parameters.items() if key not in ("runtimes", "device")}
+        return read_load(own) if own else self.plan.load
 
 
 def reason_of(job: Job) -> str:

@@ -13,38 +13,46 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..exports import explanation, export_variants, recipe_text, results
+from ..exports import explanation, export_variants, load_tests, recipe_text, results
 from ..jobs.logs import read_piece
 from ..paths import LOG_NAME
 from ..protocol import (
+    METRIC_POINTS,
     ApplyTechnique,
     CancelJob,
     CancelRun,
     CheckParameters,
     Command,
     DeleteVariant,
+    DescribeLoadTest,
     Done,
     Exported,
     ExportVariants,
     GetExplanation,
+    GetLoadTest,
     GetProfile,
     GetRecipe,
     GetResults,
     ListTechniques,
+    LoadHistory,
     MeasureVariant,
     MetricHistory,
     OpenModel,
     OptionsChanged,
     ParametersChecked,
+    ReadLoad,
     ReadLog,
     ReadMetrics,
     ReadTelemetry,
     Reply,
     Result,
     RunAccepted,
+    RunLoadTest,
     RunRecipe,
     SetOptions,
     SetTelemetryRate,
+    Steer,
+    SteerLoad,
     StopEngine,
     Techniques,
     TelemetryHistory,
@@ -52,9 +60,11 @@ from ..protocol import (
     VariantRemoved,
 )
 from ..recipes.files import check_batch_sizes, check_device, check_runtimes, check_target
+from ..recipes.loads import check_knobs, check_load, describe_load_test
 from ..recipes.reuse import explained_against, known_explanation, known_profile
 from ..runtimes import why_not_installed
 from ..session import SessionError
+from ..session.history import thin_ticks
 from ..techniques import Refusal, check_parameters, describe
 
 if TYPE_CHECKING:
@@ -119,6 +129,10 @@ def _measure(engine: "Engine", command: MeasureVariant) -> Result:
     return RunAccepted(run=engine.recipes.start_measure(command))
 
 
+def _load_test(engine: "Engine", command: RunLoadTest) -> Result:
+    return RunAccepted(run=engine.recipes.start_load_test(command))
+
+
 def _check_paths(*paths: str | None) -> None:
     """The engine's current directory is not the user's, so a relative path would mean something else here."""
     for path in paths:
@@ -133,7 +147,15 @@ def _techniques(engine: "Engine", command: ListTechniques) -> Result:
     return Techniques(techniques=describe(variant, engine.session.model, engine.hardware))
 
 
+def _describe_load_test(engine: "Engine", command: DescribeLoadTest) -> Result:
+    engine.workers.warm()
+    variant = engine.session.resolve(command.variant) if command.variant is not None else engine.session.baseline
+    return Techniques(techniques=(describe_load_test(variant, None),))
+
+
 def _check(engine: "Engine", command: CheckParameters) -> Result:
+    if command.technique == "load-test":
+        return ParametersChecked(errors=check_load(command.parameters))
     return ParametersChecked(errors=check_parameters(command.technique, command.parameters))
 
 
@@ -145,6 +167,13 @@ def _cancel_job(engine: "Engine", command: CancelJob) -> Result:
         raise CommandError(f"There is no job {command.job}.")
     if not engine.jobs.cancel(command.job):
         raise CommandError("The job has ended already.")
+    return Done()
+
+
+def _steer(engine: "Engine", command: SteerLoad) -> Result:
+    if command.job not in engine.session.jobs:
+        raise CommandError(f"There is no job {command.job}.")
+    engine.jobs.steer(command.job, Steer(knobs=check_knobs(command.knobs), stop=command.stop))
     return Done()
 
 
@@ -227,6 +256,16 @@ def _profile(engine: "Engine", command: GetProfile) -> Result:
     return Text(text="" if found is None else explanation.render_profile(session, found, command.format))
 
 
+def _read_load(engine: "Engine", command: ReadLoad) -> Result:
+    return LoadHistory(ticks=tuple(thin_ticks(engine.session.ticks(command.job), command.limit)))
+
+
+def _get_load_test(engine: "Engine", command: GetLoadTest) -> Result:
+    variant = engine.session.resolve(command.variant) if command.variant is not None else None
+    text = load_tests.render(engine.session, variant, command.job, command.format)
+    return Text(text=text)
+
+
 def _recipe(engine: "Engine", command: GetRecipe) -> Result:
     return Text(text=recipe_text(engine.session, engine.session.resolve(command.variant)))
 
@@ -246,7 +285,8 @@ def _log(engine: "Engine", command: ReadLog) -> Result:
 
 
 def _metrics(engine: "Engine", command: ReadMetrics) -> Result:
-    return MetricHistory(points=tuple(engine.session.metrics(command.job)))
+    offset = max(command.offset, 0)
+    return MetricHistory(points=tuple(engine.session.metrics(command.job)[offset : offset + METRIC_POINTS]))
 
 
 def _telemetry(engine: "Engine", command: ReadTelemetry) -> Result:
@@ -258,6 +298,11 @@ _ACTIONS: dict[type[Command], Callable[["Engine", Any], Any]] = {
     RunRecipe: _run_recipe,
     ApplyTechnique: _apply,
     MeasureVariant: _measure,
+    RunLoadTest: _load_test,
+    SteerLoad: _steer,
+    DescribeLoadTest: _describe_load_test,
+    ReadLoad: _read_load,
+    GetLoadTest: _get_load_test,
     ListTechniques: _techniques,
     CheckParameters: _check,
     CancelJob: _cancel_job,

@@ -2,7 +2,7 @@
 
 Replies are never dropped. Events are kept in order; for a client that reads slowly
 - of several changes of one running job only the newest stays,
-- telemetry, log lines and metric points give way, the oldest first,
+- telemetry, log lines, metric points and ticks of a load test give way, the oldest first,
 - and when the rest is too much, all events are dropped and a fresh snapshot is sent in their place.
 """
 
@@ -16,6 +16,7 @@ from ..protocol import (
     EngineEvent,
     JobChanged,
     JobLogged,
+    LoadTicked,
     MetricRecorded,
     Reply,
     Running,
@@ -25,7 +26,7 @@ from ..protocol import (
 )
 
 MAX_PASSING = 256
-"""Waiting events that may be dropped: telemetry, log lines, metric points."""
+"""Waiting events that may be dropped: telemetry, log lines, metric points, ticks."""
 
 MAX_EVENTS = 1024
 """Waiting events that may not; beyond it a snapshot replaces them."""
@@ -33,7 +34,7 @@ MAX_EVENTS = 1024
 MAX_EVENT_BYTES = 8 * 1024 * 1024
 """The same in bytes, all events together."""
 
-Passing = TelemetrySampled | JobLogged | MetricRecorded
+Passing = TelemetrySampled | JobLogged | MetricRecorded | LoadTicked
 """What a slow client can do without: each of these can be asked for later."""
 
 

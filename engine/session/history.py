@@ -1,4 +1,4 @@
-"""What is nice to have and may be lost: telemetry samples and the curves of jobs, in `telemetry.db`.
+"""What is nice to have and may be lost: telemetry, curves of jobs and ticks of load tests, in `telemetry.db`.
 
 It stands apart from `session.db` so that two samples a second never make a result wait, and a damaged or full file
 never costs one. Nothing here raises into the engine: a sample that cannot be stored is dropped.
@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from ..protocol import GpuSample, TelemetrySample
+from ..protocol import GpuSample, LoadTick, TelemetrySample
 
 DETAIL_SECONDS = 2 * 3600.0
 """How long every sample is kept: 14,400 rows at 2 Hz."""
@@ -43,6 +43,8 @@ TABLES = (
     """CREATE TABLE IF NOT EXISTS points (
         number INTEGER PRIMARY KEY, job TEXT NOT NULL, name TEXT NOT NULL, value REAL, step INTEGER, time REAL)""",
     "CREATE INDEX IF NOT EXISTS points_job ON points (job, number)",
+    "CREATE TABLE IF NOT EXISTS ticks (number INTEGER PRIMARY KEY, job TEXT NOT NULL, body BLOB NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS ticks_job ON ticks (job, number)",
 )
 
 Point = tuple[str, float, int, float]
@@ -62,6 +64,7 @@ class History:
         self._last_flush = time.monotonic()
         self._minute: list[TelemetrySample] = []
         self._decode = msgspec.msgpack.Decoder(TelemetrySample).decode
+        self._decode_tick = msgspec.msgpack.Decoder(LoadTick).decode
         try:
             self._connection = _open(path)
         except sqlite3.Error:
@@ -119,9 +122,21 @@ class History:
         )
         return [(name, float("nan") if value is None else value, step, at) for name, value, step, at in rows or []]
 
+    def add_tick(self, job: str, tick: LoadTick) -> None:
+        """Keep a tick of a load test."""
+        self._run(lambda c: c.execute("INSERT INTO ticks (job, body) VALUES (?, ?)", (job, _encode(tick))))
+
+    def ticks(self, job: str) -> list[LoadTick]:
+        """Every tick of a load test, in order."""
+        rows = self._run(lambda c: c.execute("SELECT body FROM ticks WHERE job = ? ORDER BY number", (job,)).fetchall())
+        with contextlib.suppress(msgspec.MsgspecError):
+            return [self._decode_tick(body) for (body,) in rows or []]
+        return []
+
     def forget_job(self, job: str) -> None:
-        """Drop a job's curves."""
+        """Drop a job's curves and ticks."""
         self._run(lambda c: c.execute("DELETE FROM points WHERE job = ?", (job,)))
+        self._run(lambda c: c.execute("DELETE FROM ticks WHERE job = ?", (job,)))
 
     def close(self) -> None:
         with self._lock:
@@ -176,6 +191,50 @@ def thin(samples: Sequence[TelemetrySample], limit: int) -> list[TelemetrySample
         return list(samples[-limit:]) if limit > 0 else []
     edges = [len(samples) * i // groups for i in range(groups + 1)]
     return [merged for a, b in itertools.pairwise(edges) for merged in lowest_and_highest(samples[a:b])]
+
+
+def thin_ticks(ticks: Sequence[LoadTick], limit: int) -> list[LoadTick]:
+    """At most `limit` ticks: neighbours become one whose rates are means, whose p99 and queue are the worst."""
+    if len(ticks) <= max(limit, 1):
+        return list(ticks)
+    edges = [len(ticks) * i // max(limit, 1) for i in range(max(limit, 1) + 1)]
+    return [_one_tick(ticks[a:b]) for a, b in itertools.pairwise(edges)]
+
+
+def _one_tick(ticks: Sequence[LoadTick]) -> LoadTick:
+    def worst(name: str) -> Any:
+        return max((value for tick in ticks if (value := getattr(tick, name)) is not None), default=None)
+
+    span = sum(tick.span_seconds for tick in ticks)
+
+    def mean(name: str) -> Any:
+        known = [(value, tick.span_seconds) for tick in ticks if (value := getattr(tick, name)) is not None]
+        weight = sum(share for _, share in known)
+        return sum(value * share for value, share in known) / weight if weight else None
+
+    sizes: dict[str, int] = {}
+    for tick in ticks:
+        for size, count in tick.batch_sizes.items():
+            sizes[size] = sizes.get(size, 0) + count
+    return msgspec.structs.replace(
+        ticks[-1],
+        span_seconds=span,
+        offered_per_s=mean("offered_per_s") or 0.0,
+        achieved_per_s=mean("achieved_per_s") or 0.0,
+        completed=sum(tick.completed for tick in ticks),
+        rejected=sum(tick.rejected for tick in ticks),
+        failed=sum(tick.failed for tick in ticks),
+        outstanding=worst("outstanding"),
+        queue_depth=worst("queue_depth"),
+        p50_ms=mean("p50_ms"),
+        p99_ms=worst("p99_ms"),
+        batch_sizes=sizes,
+        cpu=mean("cpu"),
+        gpu=mean("gpu"),
+        gpu_memory_bytes=worst("gpu_memory_bytes"),
+        power_w=mean("power_w"),
+        marks=tuple(mark for tick in ticks for mark in tick.marks),
+    )
 
 
 def lowest_and_highest(samples: Sequence[TelemetrySample]) -> tuple[TelemetrySample, TelemetrySample]:

@@ -23,6 +23,7 @@ import msgspec
 from ..protocol import (
     FileRecord,
     Job,
+    LoadTick,
     Measurement,
     ModelInfo,
     RecipeRun,
@@ -293,6 +294,14 @@ class Session:
     def metrics(self, job: str) -> list[tuple[str, float, int, float]]:
         """Every (name, value, step, time) that a job reported, in order."""
         return self.history.points(job)
+
+    def record_tick(self, job: str, tick: LoadTick) -> None:
+        """Keep a tick of a load test. Never raises."""
+        self.history.add_tick(job, tick)
+
+    def ticks(self, job: str) -> list[LoadTick]:
+        """Every tick of a load test, in order."""
+        return self.history.ticks(job)
 
     def record_telemetry(self, sample: TelemetrySample) -> None:
         """Keep a sample of the hardware. Never raises: on a full disk it is dropped."""

@@ -167,7 +167,7 @@ def with_defaults(parameters: Parameters) -> dict[str, Any]:
     return plain
 
 
-def fields_of(parameters: type[Parameters]) -> tuple[Field, ...]:
+def fields_of(parameters: type[Struct]) -> tuple[Field, ...]:
     """The struct's fields as the client sees them."""
     fields = []
     for info in msgspec.structs.fields(parameters):

@@ -25,8 +25,9 @@ from engine.batching.arrays import Arrays
 from engine.measurements.load_test.generator import LoadGenerator
 from engine.measurements.load_test.record import Record
 from engine.measurements.load_test.request import Load
-from engine.measurements.load_test.summary import LoadSummary, summarise
+from engine.measurements.load_test.summary import summarise
 from engine.measurements.load_test.target import BatcherTarget
+from engine.protocol import LoadSummary
 
 SECONDS = 3.0
 ROW: Arrays = {"input": np.zeros((1, 16), np.float32)}

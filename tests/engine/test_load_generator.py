@@ -16,8 +16,9 @@ from engine.batching.queue import COMPLETED, FAILED, Batch, Request
 from engine.measurements.load_test.generator import LoadGenerator
 from engine.measurements.load_test.record import Record
 from engine.measurements.load_test.request import Load
-from engine.measurements.load_test.summary import LoadSummary, summarise
+from engine.measurements.load_test.summary import summarise
 from engine.measurements.load_test.target import BatcherTarget
+from engine.protocol import LoadSummary
 
 POOL = [{"x": np.full((1, 2), float(value))} for value in range(10)]
 

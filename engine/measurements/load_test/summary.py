@@ -7,9 +7,9 @@ over completed requests; those rejected, failed or never answered are late whate
 from typing import Literal
 
 import numpy as np
-from msgspec import Struct
 
 from ...batching.queue import COMPLETED, REJECTED
+from ...protocol import LoadSummary, Percentile
 from .percentiles import CONFIDENCE, late_allowed, quantile, requests_needed
 from .record import Floats, Record
 from .request import Load
@@ -25,52 +25,6 @@ LAG_OF_LIMIT = 0.05
 
 LAG_SECONDS = 0.001
 """… and by more than this: below it lies the operating system's own timer noise."""
-
-
-class Percentile(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Milliseconds. `low` and `high` are a 95 % interval, `at_most` holds with 99 % confidence; None: too few."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    at_most: float | None = None
-
-
-class LoadSummary(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One load test in figures."""
-
-    scenario: str
-    valid: bool
-    reasons: tuple[str, ...] = ()
-    """Why it is not valid."""
-    seconds: float
-    """Of the measured part."""
-    offered_per_s: float
-    """Requests scheduled a second."""
-    achieved_per_s: float
-    """Requests completed a second."""
-    rows_per_s: float
-    completed: int
-    rejected: int
-    failed: int
-    """Failed, expired or closed."""
-    unanswered: int
-    latency_ms: dict[str, Percentile] = {}
-    """"p50" … "p999"; a quantile without enough requests for a claim has no `at_most`."""
-    requests_for_p99: int = requests_needed(0.99)
-    """How many requests a claim about p99 needs at the least."""
-    queue_ms: dict[str, float] = {}
-    """"mean", "p50", "p99": until an instance was free."""
-    forming_ms: dict[str, float] = {}
-    """Joining the inputs of a batch."""
-    compute_ms: dict[str, float] = {}
-    batch_sizes: dict[str, int] = {}
-    """Rows of a run → runs."""
-    lag_ms: dict[str, float] = {}
-    """The generator's own: "p50", "p99", "max"."""
-    slo_ms: float | None = None
-    verdict: Literal["PASS", "FAIL", "UNCLEAR"] | None = None
-    """Whether p99 is below the limit: PASS and FAIL hold with 99 % confidence."""
 
 
 def summarise(record: Record, load: Load, ended: float) -> LoadSummary:
@@ -89,6 +43,7 @@ def summarise(record: Record, load: Load, ended: float) -> LoadSummary:
     reasons = _reasons(load, latency, lag, unanswered, len(done))
     return LoadSummary(
         scenario=load.scenario,
+        requests_for_p99=requests_needed(0.99),
         valid=not reasons,
         reasons=tuple(reasons),
         seconds=seconds,

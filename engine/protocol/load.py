@@ -1,0 +1,256 @@
+"""Load tests: what one is asked to do, the knobs that turn while it runs, what it shows, and what it found.
+
+Durations say their unit; rates are requests a second; "rows" are samples, of which a request has one or more.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from .records import Conditions, Record
+
+Arrivals = Literal["poisson", "constant", "bursty", "replay", "closed", "offline"]
+"""Open loops with a rate, then `concurrency` callers each waiting for its answer, then as fast as possible."""
+
+
+class LoadSettings(Record):
+    """What a load test is asked to do: the recipe's keys, the command line's options and the dashboard's form."""
+
+    rate: (
+        Annotated[float, Meta(gt=0, le=10_000_000, description="requests a second, whatever becomes of them")] | None
+    ) = None
+    concurrency: (
+        Annotated[int, Meta(ge=1, le=100_000, description="callers, each sending when it has its answer")] | None
+    ) = None
+    offline: Annotated[bool, Meta(description="as fast as possible: the highest throughput")] = False
+    arrivals: Annotated[
+        Literal["poisson", "constant", "bursty", "replay"],
+        Meta(description="how requests of a given rate arrive; replay needs a trace"),
+    ] = "poisson"
+    seconds: Annotated[float, Meta(gt=0, le=86_400, description="of sending, for each test of a search too")] = 10.0
+    warm_up_seconds: Annotated[float, Meta(ge=0, le=3600, description="sent before, counted for nothing")] = 1.0
+    slo_p99_ms: (
+        Annotated[float, Meta(gt=0, description="limit for p99 latency; without a load: find the highest rate")] | None
+    ) = None
+    sweep: Annotated[bool, Meta(description="try maximum batch sizes, waits and instances; name the best")] = False
+    max_batch_size: Annotated[int, Meta(ge=1, le=65_536, description="rows of the largest batch")] = 32
+    max_wait_ms: Annotated[
+        float, Meta(ge=0, le=60_000, description="the oldest request waits no longer for company")
+    ] = 10.0
+    instances: Annotated[
+        int, Meta(ge=1, le=64, description="copies of the model side by side, sharing out the cores")
+    ] = 1
+    wait: Annotated[
+        Literal["when-it-pays", "always"], Meta(description="wait for company only when it pays, or always")
+    ] = "when-it-pays"
+    max_queue_size: Annotated[int, Meta(ge=1, le=10_000_000, description="one more waiting request is turned away")] = (
+        4096
+    )
+    timeout_ms: Annotated[float, Meta(gt=0, description="how long a request may wait in the queue")] | None = None
+    rows_per_request: Annotated[int, Meta(ge=1, le=65_536, description="samples in one request")] = 1
+    same_input: Annotated[bool, Meta(description="send one request again and again instead of the user's data")] = False
+    seed: Annotated[int, Meta(ge=0, description="of arrivals and inputs")] = 0
+    burst_size: Annotated[int, Meta(ge=1, le=100_000, description="requests that arrive together when bursty")] = 8
+    trace: Annotated[str, Meta(description="file with one arrival time in seconds a line, for a replay")] | None = None
+    url: (
+        Annotated[str, Meta(description="a running KServe v2 server (http://… or grpc://…) instead of this process")]
+        | None
+    ) = None
+    model_name: Annotated[str, Meta(description="what that server calls the model")] | None = None
+    sweep_batch_sizes: Annotated[tuple[int, ...], Meta(description="maximum batch sizes a sweep tries")] = (
+        1,
+        2,
+        4,
+        8,
+        16,
+        32,
+    )
+    sweep_waits_ms: Annotated[tuple[float, ...], Meta(description="maximum waits a sweep tries")] = (0.0, 2.0)
+    sweep_instances: Annotated[
+        tuple[int, ...], Meta(description="numbers of instances a sweep tries; empty: 1 and the cores")
+    ] = ()
+
+    @property
+    def kind(self) -> Literal["run", "rate", "sweep"]:
+        """One test, the search for the highest rate within the limit, or the sweep over batching settings."""
+        if self.sweep:
+            return "sweep"
+        loaded = self.rate is not None or self.concurrency is not None or self.offline or self.arrivals == "replay"
+        return "rate" if self.slo_p99_ms is not None and not loaded else "run"
+
+
+class LoadKnobs(Record):
+    """What can be turned while a load test runs. In a command None leaves a thing as it is."""
+
+    rate: float | None = None
+    concurrency: int | None = None
+    max_batch_size: int | None = None
+    max_wait_ms: float | None = None
+    instances: int | None = None
+    paused: bool | None = None
+
+
+class LoadMark(Record):
+    """Something that was changed in the middle of a test."""
+
+    seconds: float
+    """Since the start of the test."""
+    text: str
+
+
+class LoadTick(Record):
+    """What happened in a load test since the tick before (about a quarter of a second), and its knobs now."""
+
+    time: float
+    seconds: float
+    """Since the start of the test."""
+    span_seconds: float
+    """Since the tick before."""
+    phase: str
+    """"warm-up", "measuring", "draining"; in a search which test this is ("probe 3: 412/s")."""
+    knobs: LoadKnobs
+    offered_per_s: float
+    achieved_per_s: float
+    completed: int
+    rejected: int
+    failed: int
+    outstanding: int
+    """Sent and not answered."""
+    queue_depth: int | None
+    """Of those, waiting for an instance."""
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    batch_sizes: dict[str, int] = {}
+    """Rows of a run → runs."""
+    cpu: float | None = None
+    """Busy share of all cores of the machine."""
+    gpu: float | None = None
+    gpu_memory_bytes: int | None = None
+    power_w: float | None = None
+    marks: tuple[LoadMark, ...] = ()
+    """New ones."""
+
+
+class Percentile(Record):
+    """Milliseconds. `low` and `high` are a 95 % interval, `at_most` holds with 99 % confidence; None: too few."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    at_most: float | None = None
+
+
+class Use(Record):
+    """What the machine gave for it: means over the measured part; None where it was not measured."""
+
+    cpu: float | None = None
+    gpu: float | None = None
+    gpu_memory_bytes: int | None = None
+    """The most."""
+    power_w: float | None = None
+    energy_j: float | None = None
+    energy_per_1000_requests_j: float | None = None
+
+
+class LoadSummary(Record, kw_only=True):
+    """One load test in figures, over the requests scheduled after the warm-up."""
+
+    scenario: str
+    """MLPerf's name where it has one."""
+    valid: bool
+    reasons: tuple[str, ...] = ()
+    """Why it is not valid."""
+    seconds: float
+    """Of the measured part."""
+    offered_per_s: float
+    """Requests scheduled a second."""
+    achieved_per_s: float
+    """Requests completed a second."""
+    rows_per_s: float
+    completed: int
+    rejected: int
+    failed: int
+    """Failed, expired or closed."""
+    unanswered: int
+    latency_ms: dict[str, Percentile] = {}
+    """"p50", "p90", "p95", "p99", "p999", from the scheduled arrival to the answer; without enough requests for a
+    claim there is no `at_most`."""
+    requests_for_p99: int = 0
+    """How many requests a claim about p99 needs at the least."""
+    queue_ms: dict[str, float] = {}
+    """"mean", "p50", "p99": until an instance was free."""
+    forming_ms: dict[str, float] = {}
+    """Joining the inputs of a batch."""
+    compute_ms: dict[str, float] = {}
+    batch_sizes: dict[str, int] = {}
+    """Rows of a run → runs."""
+    lag_ms: dict[str, float] = {}
+    """The generator's own: "p50", "p99", "max"."""
+    slo_ms: float | None = None
+    verdict: Literal["PASS", "FAIL", "UNCLEAR"] | None = None
+    """Whether p99 is below the limit: PASS and FAIL hold with 99 % confidence."""
+
+
+class LoadTest(Record, tag="load-test"):
+    """One load on one variant behind the dynamic batcher (or a server), measured."""
+
+    id: str
+    variant: str
+    job: str
+    created: float
+    conditions: Conditions
+    settings: LoadSettings
+    """As they were at the start; those of a search's test carry its own rate, batch size and so on."""
+    summary: LoadSummary
+    use: Use = Use()
+    marks: tuple[LoadMark, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Sentences (settings were changed while it ran, so the figures mix them)."""
+    saturated: bool = False
+    """The backlog grew steadily: the load was more than it can bear."""
+    search: str | None = None
+    """Which search it is part of: tests with the same word belong together."""
+    purpose: Literal["run", "capacity", "probe", "confirmation", "point"] = "run"
+
+
+class LoadPoint(Record):
+    """One setting that a sweep tried, or one rate that a search tried."""
+
+    settings: LoadSettings
+    offered_per_s: float
+    achieved_per_s: float
+    rows_per_s: float
+    p50_ms: float | None
+    p99_ms: float | None
+    verdict: Literal["PASS", "FAIL", "UNCLEAR"] | None = None
+
+
+class LoadSearch(Record, tag="load-search"):
+    """What a search over load tests found."""
+
+    id: str
+    variant: str
+    job: str
+    created: float
+    conditions: Conditions
+    settings: LoadSettings
+    search: str
+    sentence: str
+    """The finding in words, with its bounds."""
+    points: tuple[LoadPoint, ...]
+    capacity_per_s: float | None = None
+    """Closed-loop throughput with every instance busy."""
+    best_rate_per_s: float | None = None
+    """The highest rate that kept p99 under the limit and was confirmed; None: none did."""
+    bracket_high_per_s: float | None = None
+    """The lowest rate that did not."""
+    p99_at_most_ms: float | None = None
+    """Bound on p99 at the best rate, from the confirmations."""
+    confirmed: tuple[int, int] | None = None
+    """(seeds that passed, seeds tried) at the best rate."""
+    front: tuple[int, ...] = ()
+    """Points (by position) that no other beats in both throughput and p99, by rising throughput."""
+    knee: int | None = None
+    """The front's point with the most throughput for its latency."""
+    recommended: int | None = None
+    """The one to take: within the limit if there is one, else the knee."""

@@ -1,0 +1,143 @@
+"""Load tests as recipes, commands and forms name them: raw values read into `LoadSettings`, with sentences.
+
+A load is a rate, a concurrency or `offline`; with only a limit for p99 the highest rate is searched, with `sweep` the
+batching settings. `search_key` says which tests belong to one search, so that a cancelled one goes on where it was.
+"""
+
+import difflib
+import hashlib
+import os
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from ..protocol import Field, LoadKnobs, LoadSettings, LoadTest, TechniqueInfo, Variant
+from ..safety import clean_text
+from ..session import Session, SessionError
+from ..techniques import fields_of
+
+WORD = "load-test"
+"""What recipes and the command line call it."""
+
+SWEEP_SECONDS = 4.0
+"""Of each of a sweep's tests, where nothing else is asked for: there are dozens."""
+
+
+def load_fields() -> tuple[Field, ...]:
+    """The form."""
+    return fields_of(LoadSettings)
+
+
+def describe_load_test(variant: Variant | None, reason: str | None) -> TechniqueInfo:
+    """The form with its heading, as techniques have one; `reason`: why it cannot be run now."""
+    return TechniqueInfo(
+        tag=WORD,
+        title="Load test",
+        group="load test",
+        summary="Send requests to the variant behind the dynamic batcher and measure throughput and tail latency.",
+        fields=load_fields(),
+        unavailable=reason or (None if variant is not None else "Open a model first."),
+    )
+
+
+def read_load(raw: dict[str, Any]) -> LoadSettings:
+    """Raw values (strings are taken for numbers and booleans) as settings. Raises SessionError with one sentence."""
+    known = LoadSettings.__struct_fields__
+    for name in raw:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."
+            raise SessionError(f"{WORD} has no key {clean_text(name, 60)}. {hint}")
+    if raw.get("sweep") in (True, "true", "1") and "seconds" not in raw:
+        raw = {**raw, "seconds": SWEEP_SECONDS}
+    try:
+        settings = msgspec.convert(raw, LoadSettings, strict=False)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$.")
+        place = f"{where.rstrip('`')}: " if where else ""
+        raise SessionError(f"{WORD}: {place}{what[0].lower()}{what[1:]}.") from None
+    _demand_sense(settings, raw)
+    return settings
+
+
+def check_load(raw: dict[str, Any]) -> dict[str, str]:
+    """Field name → sentence for each value that is not valid; "" for what concerns no single field."""
+    errors: dict[str, str] = {}
+    for name, value in raw.items():
+        try:
+            msgspec.convert({name: value}, LoadSettings, strict=False)
+        except msgspec.ValidationError as error:
+            errors[name] = f"{WORD}: {str(error).partition(' - at ')[0]}."
+    if not errors:
+        try:
+            read_load(raw)
+        except SessionError as error:
+            errors[""] = str(error)
+    return errors
+
+
+def _demand_sense(settings: LoadSettings, raw: dict[str, Any]) -> None:
+    loads = [
+        name
+        for name, given in (
+            ("rate", settings.rate is not None),
+            ("concurrency", settings.concurrency is not None),
+            ("offline", settings.offline),
+        )
+        if given
+    ]
+    if len(loads) > 1:
+        raise SessionError(f"{WORD}: {' and '.join(loads)} exclude each other: one says what the load is.")
+    if settings.kind == "run" and not loads and settings.arrivals != "replay":
+        raise SessionError(
+            f"{WORD}: say what load: rate (requests a second), concurrency (callers) or offline; or slo_p99_ms to find"
+            " the highest rate, or sweep."
+        )
+    if settings.kind == "run" and settings.arrivals == "replay" and not settings.trace:
+        raise SessionError(f"{WORD}: a replay needs a trace: a file with one arrival time in seconds a line.")
+    if settings.trace and not os.path.isabs(settings.trace):
+        raise SessionError(f"{WORD}: the engine needs the whole path of the trace, from / on.")
+    if settings.warm_up_seconds >= settings.seconds:
+        if "warm_up_seconds" in raw:
+            raise SessionError(f"{WORD}: warm_up_seconds must be shorter than seconds.")
+        raise SessionError(
+            f"{WORD}: {settings.seconds:g} s leave nothing after {settings.warm_up_seconds:g} s warm-up."
+        )
+    if settings.sweep:
+        for name in ("sweep_batch_sizes", "sweep_instances"):
+            if any(value < 1 for value in getattr(settings, name)):
+                raise SessionError(f"{WORD}: {name} must be 1 or more each.")
+        if not settings.sweep_batch_sizes or not settings.sweep_waits_ms:
+            raise SessionError(f"{WORD}: a sweep needs at least one batch size and one wait.")
+        if any(not 0 <= wait <= 60_000 for wait in settings.sweep_waits_ms):
+            raise SessionError(f"{WORD}: sweep_waits_ms must be between 0 and 60000 each.")
+    if settings.url is not None:
+        parts = urlsplit(settings.url)
+        if parts.scheme not in ("http", "https", "grpc", "grpcs") or not parts.hostname:
+            raise SessionError(f"{WORD}: url must be http://host:port or grpc://host:port, not {settings.url}.")
+        if settings.sweep:
+            raise SessionError(f"{WORD}: a server's batching cannot be changed from here, so a sweep needs no url.")
+
+
+def check_knobs(knobs: LoadKnobs) -> LoadKnobs:
+    """The same knobs if all their values make sense. Raises SessionError."""
+    limits = {name: getattr(knobs, name) for name in LoadKnobs.__struct_fields__ if name != "paused"}
+    given = {name: value for name, value in limits.items() if value is not None}
+    if errors := {name: text for name, text in check_load(given).items() if name}:
+        raise SessionError(next(iter(errors.values())))
+    return knobs
+
+
+def search_key(variant: Variant, runtime: str, device: str, processor: str, settings: LoadSettings) -> str:
+    """Ties the tests of one search together: the same question on the same machine has the same word."""
+    if settings.kind == "run":
+        return ""
+    asked = msgspec.json.encode([variant.id, runtime, device, processor, msgspec.to_builtins(settings)])
+    return f"{settings.kind}-{hashlib.sha256(asked).hexdigest()[:12]}"
+
+
+def known_tests(session: Session, search: str) -> tuple[LoadTest, ...]:
+    """Tests of an earlier job of the same search, oldest first."""
+    found = (one for one in session.measurements.values() if isinstance(one, LoadTest))
+    return tuple(one for one in found if search and one.search == search)
