@@ -38,14 +38,28 @@ def activation_scale(found: Range, symmetric: bool) -> Scale:
     return Scale(scale, int(np.clip(round(-low / float(scale)), 0, 255)), False)
 
 
+def weight_limit(seven_bit: bool, bits: int | None = None) -> int:
+    """Largest integer a weight may be. `bits`: fewer than the target's 7 or 8, still stored as bytes."""
+    return (1 << (min(bits or 8, 7 if seven_bit else 8) - 1)) - 1
+
+
 def quantize_weights(
-    weights: np.ndarray, axis: int | None, seven_bit: bool, clip_search: bool = False
+    weights: np.ndarray,
+    axis: int | None,
+    seven_bit: bool,
+    clip_search: bool = False,
+    bits: int | None = None,
+    given: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(int8 weights of the same shape, float32 scales: one per index of `axis`, or a scalar for None).
 
-    `clip_search` looks for the scale with the least squared error per channel instead of covering the extremes.
+    `clip_search` looks for the scale with the least squared error per channel instead of covering the extremes;
+    `given` are scales that are known already, of the shape that would be returned.
     """
-    limit = 63 if seven_bit else 127
+    limit = weight_limit(seven_bit, bits)
+    if given is not None:
+        integers = np.clip(np.rint(weights / along(given, axis, weights.ndim)), -limit, limit)
+        return integers.astype(np.int8), given.astype(np.float32)
     moved = weights.reshape(1, -1) if axis is None else np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1)
     moved = moved.astype(np.float32)
     scales = np.maximum(np.abs(moved).max(axis=1), TINY * limit) / limit

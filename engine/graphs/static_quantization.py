@@ -33,6 +33,8 @@ class Flavour:
     """Leave biases in float, as TensorRT wants them."""
     clip_search: bool = False
     """Choose weight scales by least squared error instead of by the extremes."""
+    weight_bits: int | None = None
+    """Fewer bits for weights than the target's 7 or 8; they are stored as bytes all the same."""
 
 
 @dataclasses.dataclass
@@ -52,10 +54,12 @@ def write_quantized(
     ranges: Mapping[str, Range],
     flavour: Flavour,
     bias_shift: Mapping[str, np.ndarray] | None = None,
+    trained_scales: Mapping[str, np.ndarray] | None = None,
 ) -> Written:
     """A new graph from the prepared one. `ranges` must have every name of `plan.values`.
 
     `bias_shift`: anchor name → what to add to its bias, one number per output channel.
+    `trained_scales`: anchor name → the scales its weights were trained with, one per channel or a scalar.
     """
     model = onnx.ModelProto()
     model.CopyFrom(prepared)
@@ -70,7 +74,8 @@ def write_quantized(
         node = nodes[anchor.name]
         key = (anchor.weight, anchor.axis)
         if key not in shared:
-            shared[key] = _write_weights(graph, anchor, scales[anchor.activation], flavour, new_nodes)
+            given = (trained_scales or {}).get(anchor.name)
+            shared[key] = _write_weights(graph, anchor, scales[anchor.activation], flavour, new_nodes, given)
             written.quantized_elements += shared[key][1].size
         dequantized, values, weight_scales = shared[key]
         written.weights[anchor.name] = values
@@ -103,13 +108,20 @@ def _scales(plan: Plan, ranges: Mapping[str, Range], flavour: Flavour) -> dict[s
 
 
 def _write_weights(
-    graph: Graph, anchor: Anchor, activation: Scale, flavour: Flavour, new_nodes: list[onnx.NodeProto]
+    graph: Graph,
+    anchor: Anchor,
+    activation: Scale,
+    flavour: Flavour,
+    new_nodes: list[onnx.NodeProto],
+    given: np.ndarray | None,
 ) -> tuple[str, np.ndarray, np.ndarray]:
     """(name of the dequantized weight, its values, its scales)."""
     weights = graph.constant(anchor.weight)
     assert weights is not None
     axis = anchor.axis if flavour.per_channel else None
-    integers, scales = quantize_weights(weights, axis, flavour.seven_bit, flavour.clip_search)
+    integers, scales = quantize_weights(
+        weights, axis, flavour.seven_bit, flavour.clip_search, flavour.weight_bits, given
+    )
     bias = graph.constant(anchor.bias) if anchor.bias else None
     if bias is not None and not flavour.float_bias:
         # a channel of near-zero weights would need a bias beyond 32 bits: give it a larger scale

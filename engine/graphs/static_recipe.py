@@ -7,7 +7,7 @@ its Quantize/Dequantize pairs and gain nothing, so such nodes are taken out and 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -41,10 +41,22 @@ class Settings:
     """Quantize LSTM layers and embeddings too, which have no static kernel: their ranges are found while running."""
     exclude: tuple[str, ...] = ()
     threads: int = 0
+    weight_bits: int | None = None
+    """Fewer bits for weights than the target's 7 or 8."""
 
     @property
     def flavour(self) -> Flavour:
-        return Flavour(self.symmetric, self.seven_bit, self.per_channel, self.float_bias)
+        return Flavour(self.symmetric, self.seven_bit, self.per_channel, self.float_bias, weight_bits=self.weight_bits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What fine-tuning with fake quantization settled: used as it is, where it is known."""
+
+    ranges: Mapping[str, Range]
+    """Value → range."""
+    weight_scales: Mapping[str, np.ndarray]
+    """Anchor → scales of its weights."""
 
 
 @dataclasses.dataclass
@@ -68,11 +80,13 @@ class Quantizer:
         batches: Callable[[], Iterable[Batch]],
         settings: Settings,
         watch: Watch = lambda share, what: None,
+        trained: Trained | None = None,
     ) -> None:
         self.prepared, self.settings, self.watch = prepared, settings, watch
         self.graph = Graph(prepared)
         self._calibrator = Calibrator(prepared, batches, settings.threads)
-        self._ranges: dict[str, Range] = {}
+        self._ranges: dict[str, Range] = dict(trained.ranges) if trained else {}
+        self._weight_scales = trained.weight_scales if trained else {}
         self._means: dict[str, np.ndarray] = {}
         self._total = element_count(float_weights(prepared.graph))
         self._reasons = dict.fromkeys(settings.exclude, "kept in float on request")
@@ -96,6 +110,10 @@ class Quantizer:
             reason = "ONNX Runtime does not fuse it, so the pairs around it would only cost"
             self._reasons |= dict.fromkeys(stuck, reason)
         return self._result(plan, written)
+
+    def settled(self) -> tuple[Plan, dict[str, Range]]:
+        """Where pairs go, without nodes found not to fuse by now, and the range of each value."""
+        return self._plan(()), self._ranges
 
     def simulate(self, sensitive: Collection[str]) -> onnx.ModelProto:
         """The same graph without a look at what fuses: enough to see what it answers."""
@@ -137,11 +155,11 @@ class Quantizer:
             self._means = self._calibrator.means(
                 names, lambda share: self.watch(0.6 + 0.2 * share, "correcting biases")
             )
-        written = write_quantized(self.prepared, plan, self._ranges, flavour)
+        written = write_quantized(self.prepared, plan, self._ranges, flavour, None, self._weight_scales)
         if not self._means:
             return written
         shifts = bias_shifts(self.graph, plan, written, self._means)
-        return write_quantized(self.prepared, plan, self._ranges, flavour, shifts)
+        return write_quantized(self.prepared, plan, self._ranges, flavour, shifts, self._weight_scales)
 
     def _result(self, plan: Plan, written: Written) -> Result:
         nodes = self.prepared.graph.node
