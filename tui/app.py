@@ -14,9 +14,10 @@ from textual.app import App
 from textual.binding import BindingType
 from textual.screen import Screen
 
-from engine.protocol import Command, OpenModel, Result
+from engine.protocol import Command, Job, OpenModel, Result
 
 from .connection import TELEMETRY_HZ, Connect, Connection, NotConnected
+from .curves import is_training
 from .palette import ActionProvider
 from .screens.main import MainScreen
 from .terminal import leave_when_terminal_goes, over_network
@@ -79,6 +80,7 @@ class TrimtabApp(App[None]):
         self._open_model = open_model
         self._choices: dict[str, Any] = {"batch_size": None, "sort": "tree", "filter": ""}
         self._painting = False
+        self._reading: set[str] = set()
 
     def get_default_screen(self) -> Screen[None]:
         return self.main
@@ -119,6 +121,7 @@ class TrimtabApp(App[None]):
             link_since=connection.since,
             link_reason=connection.reason,
             session=self.session_directory.stem,
+            curves=connection.curves,
             **choices,
         )
 
@@ -141,6 +144,26 @@ class TrimtabApp(App[None]):
         if urgent and not self._painting and self.is_running:
             self._painting = True
             self.set_timer(URGENT_SECONDS, self.paint)
+
+    def want_curves(self, job: Job) -> None:
+        """Have a training job's history read, unless it is known."""
+        known = self.connection.curves.get(job.id)
+        if job.id in self._reading or (known is not None and known.complete):
+            return
+        if is_training(job) and self.connection.link == "connected":
+            self._reading.add(job.id)
+            self.run_worker(self._read_curves(job.id), group="curves")
+
+    async def _read_curves(self, job: str) -> None:
+        from engine.client import EngineError
+
+        try:
+            await self.connection.read_curves(job)
+            self.paint()
+        except (EngineError, NotConnected):
+            pass  # the curves are whole again after the next attachment
+        finally:
+            self._reading.discard(job)
 
     # --- talking ---------------------------------------------------------------------------------------
 

@@ -185,11 +185,11 @@ async def cancel_job(app: "TrimtabApp") -> None:
 
 
 async def show_log(app: "TrimtabApp") -> None:
-    from .screens.log import LogScreen
+    from .screens.job import JobScreen
 
     job = app.main.situation().job
     assert job is not None
-    await app.push_screen(LogScreen(job))
+    await app.push_screen(JobScreen(job))
 
 
 async def change_options(app: "TrimtabApp") -> None:

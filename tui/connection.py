@@ -12,17 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from engine.protocol import (
+    METRIC_POINTS,
     Command,
     EngineStopping,
     JobChanged,
     JobLogged,
+    MetricHistory,
     MetricRecorded,
+    ReadMetrics,
     Result,
     Running,
     Snapshot,
     TelemetrySampled,
 )
 
+from .curves import Curves
 from .view import NOTHING
 
 if TYPE_CHECKING:
@@ -59,6 +63,8 @@ class Connection:
         self.reason = ""
         self.logged: set[str] = set()
         """Jobs whose log has grown since somebody last looked."""
+        self.curves: dict[str, Curves] = {}
+        """What training jobs reported; `read_curves` fills in what was reported before anybody looked."""
         self.stopped = False
         """Somebody stopped the engine on purpose."""
         self._wake = asyncio.Event()
@@ -107,6 +113,24 @@ class Connection:
             raise NotConnected("The engine is not connected; nothing was sent. Try again in a moment.")
         return await self._client.request(command)
 
+    async def read_curves(self, job: str) -> None:
+        """Read the whole history of a job's curves; afterwards events keep it whole. Raises as `request` does."""
+        curves = self.curves.setdefault(job, Curves())
+        offset = 0
+        curves.complete = True  # whatever happens meanwhile, and makes it incomplete again, is read the next time
+        while True:
+            try:
+                reply = await self.request(ReadMetrics(request=0, job=job, offset=offset))
+            except BaseException:
+                curves.complete = False
+                raise
+            if not isinstance(reply, MetricHistory):
+                return
+            curves.extend(reply.points)
+            offset += len(reply.points)
+            if len(reply.points) < METRIC_POINTS:
+                return
+
     async def close(self) -> None:
         """Leave the engine to itself."""
         if self._client is not None:
@@ -118,14 +142,26 @@ class Connection:
             before = self.snapshot
             if isinstance(event, JobLogged):
                 self.logged.add(event.job)
+            self._follow_curves(event)
             if isinstance(event, EngineStopping):
                 self.stopped = True
                 self.reason = event.reason
             self.snapshot = client.state
             self._changed(_is_urgent(event, before))
 
+    def _follow_curves(self, event: object) -> None:
+        """Take in a point; doubt what we have where points may have been dropped on the way (they are, first)."""
+        if isinstance(event, MetricRecorded):
+            self.curves.setdefault(event.job, Curves()).add(event.name, event.step, event.value)
+        elif isinstance(event, Snapshot):
+            for curves in self.curves.values():
+                curves.complete = False
+        elif isinstance(event, JobChanged) and event.job.is_done and event.job.id in self.curves:
+            self.curves[event.job.id].complete = False
+
     def _take(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
+        self._follow_curves(snapshot)
         self._changed(True)
 
     def _set(self, link: Literal["connected", "lost"], reason: str) -> None:

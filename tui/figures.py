@@ -106,6 +106,13 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
 
+def loss(value: float | None) -> str:
+    """A loss with three significant digits: 0.312, 2.30, 0.0041."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:.4f}" if 0 < abs(value) < 0.00995 else _three_digits(value)
+
+
 def number(value: float) -> str:
     """Any value of a metric: whole numbers whole, others with four significant digits."""
     return f"{value:.0f}" if value == int(value) and abs(value) < 1e6 else f"{value:.4g}"

@@ -43,6 +43,8 @@ ROLES = (
     "chart",
     "chart-memory",
     "chart-gpu",
+    "chart-accuracy",
+    "limit",
     "now",
     "cursor",
     "cursor-blurred",

@@ -5,9 +5,12 @@ re-attaching, a test and a screenshot are one path.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 from engine.protocol import Hardware, Job, Processor, Running, SessionOptions, Snapshot
+
+from .curves import Curves
 
 SORTS = ("tree", "speed", "size", "drop")
 """Orders of the variants; "tree" is by descent, the others are flat."""
@@ -40,6 +43,8 @@ class View:
     sort: str = "tree"
     filter: str = ""
     session: str = ""
+    curves: Mapping[str, Curves] = dataclasses.field(default_factory=dict)
+    """What training jobs reported, by job; those that nobody looked at are not there."""
 
 
 def batch_sizes(snapshot: Snapshot) -> tuple[int, ...]:

@@ -1,5 +1,7 @@
 """What runs, what waits, and how each job ended: newest first, the unfinished on top.
 
+▶    38 %  Structured pruning of baseline  1:10 left  fine-tuning: step 228 of 600
+           epoch 2/5  loss 0.31 ↓  91.2 %                                          (a training job's second line)
 ▶    62 %  Static INT8 quantization of onnx  0:41 left  calibrating batch 40 of 64
 ◌   waits  Latency of int8 · onnxruntime  waiting for cpu
 ✓   8.1 s  Export to ONNX of baseline  47 nodes written
@@ -14,6 +16,7 @@ from ..lines import Line
 from ..table import LineTable, Row
 from ..text import clean, fit
 from ..view import View, seconds_left, share_done
+from . import training
 
 STEP_REASONS = ("refused", "skipped", "failed")
 """States of a recipe's step that a user must see even if no job was made for it."""
@@ -32,6 +35,11 @@ class JobsPane(LineTable):
     def show(self, snapshot: Snapshot, view: View) -> None:
         width = self.room.width
         entries = [(_order(job), Row(job.id, job_line(job, width, view.now))) for job in snapshot.jobs]
+        entries += [
+            ((*_order(job)[:2], 1), Row(None, ((" " * (2 + TIME + 2), ""), *words)))
+            for job in snapshot.jobs
+            if isinstance(job.state, Running) and (words := training.summary(job, view.curves.get(job.id)))
+        ]
         entries += [
             ((2, -run.created, number), Row(None, _step_line(step)))
             for run in snapshot.runs

@@ -20,6 +20,7 @@ from ..lines import Line, Span
 from ..table import LineTable, Row
 from ..text import clean, fit, width_of
 from ..view import View, seconds_left, share_done
+from . import training
 
 
 class Column(NamedTuple):
@@ -104,7 +105,8 @@ class VariantsPane(LineTable):
             for number, job in enumerate(jobs, 1):
                 last = number == len(jobs) and not (branch.children and view.sort == "tree")
                 below = branch.below + ("└ " if last else "├ ")
-                rows.append(Row(None, _job_line(job, below, layout.name, self.room.width, view.now)))
+                words = training.summary(job, view.curves.get(job.id))
+                rows.append(Row(None, _job_line(job, below, layout.name, self.room.width, view.now, words)))
         self.set_rows(rows, [_headings(layout)] if rows else [])
         if not rows:
             self.set_lines(_empty(snapshot, view))
@@ -214,8 +216,8 @@ def _cell(column: Column, branch: Branch, found: Figures, scale: charts.LogScale
     return [(fit(text, column.width, column.align), role)]
 
 
-def _job_line(job: Job, below: str, name_width: int, width: int, now: float) -> Line:
-    """A running or waiting job under its variant: what, how far, how long still."""
+def _job_line(job: Job, below: str, name_width: int, width: int, now: float, words: Line = ()) -> Line:
+    """A running or waiting job under its variant: what, how far, how long still; `words` stand for its message."""
     title = clean(job.kind, 60)
     below = " " * MARK + below
     room = max(name_width - width_of(below) - 2, 4)
@@ -235,7 +237,7 @@ def _job_line(job: Job, below: str, name_width: int, width: int, now: float) -> 
         (rest, "track"),
         (fit(figures.percent(share) if share is not None else "", 6, "right"), ""),
         (fit(time, 11, "right"), "muted"),
-        ("  " + message, ""),
+        *((("  ", ""), *words) if words and not job.state.cancelling else (("  " + message, ""),)),
     )
 
 

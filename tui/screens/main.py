@@ -93,6 +93,8 @@ class MainScreen(Screen[None]):
         """While the user is not among the jobs, their cursor (and so the log) stays with the job that runs."""
         jobs = self.query_one(JobsPane)
         running = next((job for job in snapshot.jobs if isinstance(job.state, Running)), None)
+        if running is not None:
+            self.trimtab.want_curves(running)
         if running is not None and not jobs.has_focus and jobs.key != running.id:
             jobs.select(running.id)
 

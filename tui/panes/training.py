@@ -1,0 +1,138 @@
+"""Loss and accuracy of a training job, live or from its history, and the same in a few words for one line.
+
+    loss        0.312 ↓  lowest 0.298, epoch 3/5
+    2.0 ⢣
+        ⠘⢄⡀
+    0.0   ⠈⠑⠒⠤⠤⣀⣀
+    accuracy  91.20 % ↑  limit 91.41 % (1 point below the 92.41 % before), on held-out training data
+     93 %         ⢀⡠⠤⠒⠒
+     91 % ╌╌╌⡠⠒⠊⠁╌╌╌╌╌╌╌╌╌╌╌
+    epochs 0    1    2    3    4    5
+
+Below each other, or side by side where that is wider than high.
+"""
+
+from engine.protocol import Job, Snapshot
+
+from .. import figures, plots
+from ..curves import Course, Curve, Curves, course_of
+from ..lines import Line, LineView, Span
+from ..text import clean, fit, width_of
+from ..view import View
+
+SIDE_BY_SIDE = 118
+"""From this width on two charts stand beside each other."""
+
+ROWS_MAXIMUM = 14
+"""Rows of one chart; more show nothing more."""
+
+ARROWS = {-1: "↓", 0: "→", 1: "↑"}
+
+NAMES = {"held_out_loss": "held-out loss"}
+"""Metrics whose name is not what one says."""
+
+SHARES = ("accuracy",)
+"""Metrics that are shares and shown in percent."""
+
+
+class TrainingPane(LineView):
+    """The charts of one job, in as many lines as the pane is high."""
+
+    def show(self, job: Job, snapshot: Snapshot, view: View) -> None:
+        limit = snapshot.options.accuracy_limit
+        room = self.room
+        self.set_lines(charts(job, view.curves.get(job.id), room.width, room.height, limit))
+
+
+def charts(job: Job, curves: Curves | None, width: int, height: int, accuracy_limit: float) -> list[Line]:
+    """At most two charts with their titles and one axis."""
+    names = [name for name in (curves.names if curves else []) if name in job.metrics][:2]
+    if curves is None or not names:
+        return [(("No curve yet: the first point comes with the first steps.", "muted"),)]
+    course = course_of(job, curves)
+    beside = width >= SIDE_BY_SIDE and len(names) == 2
+    rows = (height - 2) if beside else (height - 1 - len(names)) // len(names)
+    rows = min(max(rows, 2), ROWS_MAXIMUM)
+    across = (width - 2) // 2 if beside else width
+    blocks = [_block(name, curves.by_name[name], job, course, across, rows, accuracy_limit) for name in names]
+    if not beside:
+        return [*(line for block in blocks for line in block), plots.axis(course, across)]
+    blocks = [[*block, plots.axis(course, across)] for block in blocks]
+    return [(*_filled(left, across + 2), *right) for left, right in zip(*blocks)]
+
+
+def _block(
+    name: str, curve: Curve, job: Job, course: Course, width: int, rows: int, accuracy_limit: float
+) -> list[Line]:
+    """One chart under its title."""
+    share = name in SHARES
+    limit = course.before - accuracy_limit if share and course.before is not None else None
+    role = "chart-accuracy" if share else "chart"
+    title = _title(name, curve, job, course, limit)
+    return [title, *plots.chart(curve.buckets, course, width, rows, role, limit, share)]
+
+
+def _title(name: str, curve: Curve, job: Job, course: Course, limit: float | None) -> Line:
+    """The name, the newest value and where it goes, and what it is to be compared with."""
+    share = name in SHARES
+    value = curve.last
+    spans: list[Span] = [(fit(clean(NAMES.get(name, name), 30), 9), "strong"), (" " + _value(value, share), "strong")]
+    if not job.is_done:
+        spans.append((f" {ARROWS[curve.trend]}", _trend_role(curve.trend, share)))
+    if limit is not None and course.before is not None:
+        above = value is not None and value >= limit
+        spans.append((f"  limit {_value(limit, True)}", "limit"))
+        spans.append((" ✓" if above else " ✗", "good" if above else "warn"))
+        spans.append((f"  before {_value(course.before, True)}, held-out training data", "muted"))
+    elif share:
+        spans.append(("  on held-out training data", "muted"))
+    else:
+        lowest = min((one.low for one in curve.buckets), default=None)
+        words = f"  lowest {figures.loss(lowest)}"
+        words += f"  epoch {course.epoch}" if course.epoch and not job.is_done else ""
+        spans.append((words, "muted"))
+    return tuple(spans)
+
+
+def summary(job: Job, curves: Curves | None) -> Line:
+    """ "epoch 3/5  loss 0.31 ↓  91.2 %" for a line of its own; empty for a job that has no curve."""
+    if curves is None or not curves.names:
+        loss, accuracy, trend = job.metrics.get("loss"), job.metrics.get("accuracy"), None
+    else:
+        held = curves.by_name
+        loss = held["loss"].last if "loss" in held else None
+        accuracy = held["accuracy"].last if "accuracy" in held else None
+        trend = held["loss"].trend if "loss" in held and not job.is_done else None
+    if loss is None:
+        return ()
+    epoch = course_of(job, curves).epoch
+    spans: list[Span] = [(f"epoch {epoch}  ", "")] if epoch and not job.is_done else []
+    spans.append((f"loss {figures.loss(loss)}", ""))
+    if trend is not None:
+        spans.append((f" {ARROWS[trend]}", _trend_role(trend, False)))
+    if accuracy is not None:
+        spans.append((f"  {accuracy * 100:.1f} %", "chart-accuracy"))
+    return tuple(spans)
+
+
+def _trend_role(trend: int, more_is_better: bool) -> str:
+    """Good, bad or neither."""
+    if not trend:
+        return "muted"
+    return "good" if (trend > 0) == more_is_better else "warn"
+
+
+def _value(value: float | None, share: bool) -> str:
+    if value is None:
+        return figures.UNKNOWN
+    return f"{value * 100:.2f} %" if share else figures.loss(value)
+
+
+def _filled(line: Line, width: int) -> Line:
+    """The line cut or padded to a width, so that another can stand beside it."""
+    spans: list[Span] = []
+    for text, role in line:
+        room = width - sum(width_of(one) for one, _ in spans)
+        spans.append((text if width_of(text) <= room else fit(text, room), role))
+    spans.append((" " * (width - sum(width_of(one) for one, _ in spans)), ""))
+    return tuple(spans)
