@@ -32,6 +32,7 @@ from ..protocol import (
     JobLogged,
     JobSpec,
     JobState,
+    LoadSettings,
     LoadTicked,
     Logged,
     MeasureAccuracy,
@@ -176,6 +177,11 @@ class Jobs:
         if entry.worker is None:
             raise SessionError("The load test has not started yet.")
         entry.worker.send(message)
+
+    def load_of(self, id: str) -> LoadSettings | None:
+        """What an unfinished load test is asked to do; None for every other job."""
+        entry = self._entries.get(id)
+        return entry.request.task.settings if entry and isinstance(entry.request.task, TestLoad) else None
 
     async def close(self) -> None:
         """Cancel everything and wait until every worker is gone. No job can be submitted afterwards."""

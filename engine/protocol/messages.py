@@ -446,6 +446,8 @@ class MetricHistory(Record, tag="metric-history"):
 
 class LoadHistory(Record, tag="load-history"):
     ticks: tuple[LoadTick, ...]
+    settings: LoadSettings | None = None
+    """What the test or search was asked to do; None when nothing of it is left."""
 
 
 class TelemetryHistory(Record, tag="telemetry-history"):

@@ -35,6 +35,8 @@ from ..protocol import (
     GetResults,
     ListTechniques,
     LoadHistory,
+    LoadSearch,
+    LoadTest,
     MeasureVariant,
     MetricHistory,
     OpenModel,
@@ -257,7 +259,13 @@ def _profile(engine: "Engine", command: GetProfile) -> Result:
 
 
 def _read_load(engine: "Engine", command: ReadLoad) -> Result:
-    return LoadHistory(ticks=tuple(thin_ticks(engine.session.ticks(command.job), command.limit)))
+    settings = engine.jobs.load_of(command.job)
+    if settings is None:
+        found = [one for one in engine.session.measurements.values() if one.job == command.job]
+        searches = [one.settings for one in found if isinstance(one, LoadSearch)]
+        settings = next(iter(searches + [one.settings for one in found if isinstance(one, LoadTest)]), None)
+    ticks = tuple(thin_ticks(engine.session.ticks(command.job), command.limit))
+    return LoadHistory(ticks=ticks, settings=settings)
 
 
 def _get_load_test(engine: "Engine", command: GetLoadTest) -> Result:
