@@ -15,7 +15,42 @@ from .sessions import UsageError, only_session_here, session_for_model, session_
 SAMPLE_MODELS = Path(__file__).resolve().parent.parent / "sample_models"
 """Shipped beside the packages, in a checkout and in a wheel alike."""
 
-COMMANDS = ("open", "run", "apply", "compare", "explain", "profile", "export", "ls", "attach", "stop", "demo")
+COMMANDS = (
+    "open", "run", "apply", "compare", "explain", "profile", "load-test", "steer", "export", "ls", "attach", "stop",
+    "demo",
+)  # fmt: skip
+
+LOAD_FLAGS = {
+    "offline": "as fast as possible: the highest throughput",
+    "sweep": "try maximum batch sizes, waits and instances; name the best",
+    "same-input": "send one input again and again instead of the user's data",
+}
+"""Options of `trimtab load-test` without a value."""
+
+LOAD_OPTIONS = {
+    "rate": ("R", "requests a second, whatever becomes of them (open loop)"),
+    "concurrency": ("N", "callers, each sending when it has its answer (closed loop)"),
+    "slo-p99": ("MS", "limit for p99 latency; without a load the highest rate within it is searched"),
+    "seconds": ("S", "of sending, for each test of a search too (default: 10)"),
+    "warm-up-seconds": ("S", "sent before, counted for nothing (default: 1)"),
+    "max-batch-size": ("B", "rows of the largest batch (default: 32)"),
+    "max-wait-ms": ("W", "the oldest request waits no longer for company (default: 10)"),
+    "instances": ("I", "copies of the model side by side (default: 1)"),
+    "wait": ("HOW", "when-it-pays (default) or always"),
+    "max-queue-size": ("N", "one more waiting request is turned away (default: 4096)"),
+    "timeout-ms": ("MS", "how long a request may wait in the queue"),
+    "rows-per-request": ("N", "samples in one request (default: 1)"),
+    "arrivals": ("HOW", "poisson (default), constant, bursty or replay"),
+    "burst-size": ("N", "requests that arrive together when bursty"),
+    "trace": ("FILE", "one arrival time in seconds a line, for a replay"),
+    "seed": ("N", "of arrivals and inputs"),
+    "url": ("URL", "a running KServe v2 server, http://HOST:PORT or grpc://HOST:PORT, instead of this process"),
+    "model-name": ("NAME", "what that server calls the model"),
+    "sweep-batch-sizes": ("LIST", "such as 1,8,32"),
+    "sweep-waits-ms": ("LIST", "such as 0,2,10"),
+    "sweep-instances": ("LIST", "such as 1,2"),
+}
+"""Options of `trimtab load-test` with one; their values are checked where `LoadSettings` says what they may be."""
 
 WRONG_USAGE = 2
 
@@ -54,7 +89,7 @@ def _dispatch(options: argparse.Namespace) -> int:
 
 def _headless(options: argparse.Namespace) -> tuple[Path, Any]:
     """The session and the coroutine function for a command without a screen."""
-    from . import headless
+    from . import headless, load_testing
 
     options.schema = options.command
     if options.command == "demo":
@@ -74,6 +109,8 @@ def _headless(options: argparse.Namespace) -> tuple[Path, Any]:
         "compare": headless.compare,
         "explain": headless.explain,
         "profile": headless.profile,
+        "load-test": load_testing.load_test,
+        "steer": load_testing.steer,
         "export": headless.export,
         "stop": headless.stop,
     }
@@ -180,6 +217,24 @@ def _parser() -> argparse.ArgumentParser:
     for one in (explains, profiles):
         one.add_argument("--runtime", metavar="RUNTIME", help="measure under this runtime (default: the natural one)")
         one.add_argument("--again", action="store_true", help="measure anew even if the answer is known")
+
+    loads = add("load-test", "send requests to a variant and measure throughput and tail latency", output)
+    loads.add_argument("variant", metavar="VARIANT", help="a name, an id or best")
+    loads.add_argument("--runtime", metavar="RUNTIME", help="default: that of its best measurement")
+    loads.add_argument("--device", metavar="DEVICE", help='"cpu", "cuda:0", … (default: the session\'s)')
+    for flag, meaning in LOAD_FLAGS.items():
+        loads.add_argument(f"--{flag}", action="store_true", default=None, help=meaning)
+    for option, (metavar, meaning) in LOAD_OPTIONS.items():
+        loads.add_argument(f"--{option}", metavar=metavar, help=meaning)
+    steers = add("steer", "turn the knobs of the load test that runs, from another terminal", output)
+    steers.add_argument("--rate", type=float, metavar="R", help="requests a second")
+    steers.add_argument("--concurrency", type=int, metavar="N", help="callers")
+    steers.add_argument("--max-batch-size", type=int, metavar="B")
+    steers.add_argument("--max-wait-ms", type=float, metavar="W")
+    steers.add_argument("--instances", type=int, metavar="I")
+    steers.add_argument("--pause", action="store_true", help="send nothing for now")
+    steers.add_argument("--resume", action="store_true", help="go on")
+    steers.add_argument("--stop", action="store_true", help="end it now and keep what was measured")
 
     exports = add("export", "write variants, results, report and recipe to a directory", output)
     exports.add_argument("variants", nargs="*", metavar="VARIANT", help="names, ids or best (default: best)")

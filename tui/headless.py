@@ -72,10 +72,10 @@ async def open_model(session: Path, options: argparse.Namespace) -> int:
 
 async def compare(session: Path, options: argparse.Namespace) -> int:
     """`trimtab compare`: the table of everything the session holds."""
-    async with _engine(session) as client:
+    async with attached(session) as client:
         text = await client.request(GetResults(request=0, format=_format(options), command="compare"))
         assert isinstance(text, Text)
-        _print_result(text.text)
+        print_result(text.text)
         return text.status
 
 
@@ -102,7 +102,7 @@ async def profile(session: Path, options: argparse.Namespace) -> int:
 async def _known_or_measured(
     session: Path, query: GetExplanation | GetProfile, kind: str, options: argparse.Namespace
 ) -> int:
-    async with _engine(session) as client:
+    async with attached(session) as client:
         known = await client.request(query)
         assert isinstance(known, Text)
         if not known.text or options.again:
@@ -115,21 +115,21 @@ async def _known_or_measured(
             )
             accepted = await client.request(command)
             assert isinstance(accepted, RunAccepted)
-            if await _follow(client, accepted.run, options):
+            if await follow(client, accepted.run, options):
                 return CANCELLED
-            ended = _find_run(client.state, accepted.run)
+            ended = find_run(client.state, accepted.run)
             failed = ended.error or next((step.reason for step in ended.steps if step.status != "succeeded"), None)
             if failed:
                 raise EngineError(failed)
             known = await client.request(query)
             assert isinstance(known, Text)
-        _print_result(known.text)
+        print_result(known.text)
         return 0
 
 
 async def export(session: Path, options: argparse.Namespace) -> int:
     """`trimtab export [VARIANT …] --to DIR`."""
-    async with _engine(session) as client:
+    async with attached(session) as client:
         command = ExportVariants(
             request=0,
             to=str(Path(options.to).absolute()),
@@ -143,7 +143,7 @@ async def export(session: Path, options: argparse.Namespace) -> int:
         if options.json:
             text = await client.request(GetResults(request=0, format="json", command="export"))
             assert isinstance(text, Text)
-            _print_result(text.text)
+            print_result(text.text)
         else:
             print(f"Exported to {printable(exported.directory)}:")
             for name in exported.files:
@@ -204,7 +204,7 @@ def open_command(options: argparse.Namespace) -> OpenModel:
 
 
 @contextlib.asynccontextmanager
-async def _engine(session: Path):  # type: ignore[no-untyped-def]
+async def attached(session: Path):  # type: ignore[no-untyped-def]
     """A connection to the session's engine, which must be an existing session."""
     if not session.is_dir():
         raise UsageError(f"There is no session {session}. Open a model first: trimtab MODEL")
@@ -223,19 +223,19 @@ async def _run_and_report(session: Path, command: Command, options: argparse.Nam
             # Refused before anything ran: an unreadable recipe, an unknown technique, another model in this session.
             raise UsageError(str(error)) from None
         assert isinstance(accepted, RunAccepted)
-        cancelled = await _follow(client, accepted.run, options)
+        cancelled = await follow(client, accepted.run, options)
         text = await client.request(
             GetResults(request=0, format=_format(options), command=options.schema, run=accepted.run.id)
         )
         assert isinstance(text, Text)
-        _print_result(text.text)
-        ended = _find_run(client.state, accepted.run)
+        print_result(text.text)
+        ended = find_run(client.state, accepted.run)
         if ended.error:
             print(printable(ended.error), file=sys.stderr)
         return CANCELLED if cancelled else text.status
 
 
-async def _follow(client: EngineClient, run: RecipeRun, options: argparse.Namespace) -> bool:
+async def follow(client: EngineClient, run: RecipeRun, options: argparse.Namespace) -> bool:
     """Show the run until it ends. The first Ctrl-C cancels it. True if the user cancelled."""
     progress = make_progress(options.quiet)
     cancel = asyncio.Event()
@@ -259,18 +259,18 @@ async def _follow(client: EngineClient, run: RecipeRun, options: argparse.Namesp
 
 
 async def _until_ended(client: EngineClient, run: RecipeRun, progress) -> None:  # type: ignore[no-untyped-def]
-    progress.show(client.state, _find_run(client.state, run))
-    if _find_run(client.state, run).finished is not None:
+    progress.show(client.state, find_run(client.state, run))
+    if find_run(client.state, run).finished is not None:
         return
     async for _ in client.events():
-        current = _find_run(client.state, run)
+        current = find_run(client.state, run)
         progress.show(client.state, current)
         if current.finished is not None:
             return
     raise EngineError("The engine ended before the run did. Run the same command again: what is done is kept.")
 
 
-def _find_run(snapshot: Snapshot, run: RecipeRun) -> RecipeRun:
+def find_run(snapshot: Snapshot, run: RecipeRun) -> RecipeRun:
     return next((known for known in snapshot.runs if known.id == run.id), run)
 
 
@@ -280,7 +280,7 @@ def _format(options: argparse.Namespace) -> Literal["json", "csv", "markdown"]:
     return "csv" if getattr(options, "csv", False) else "markdown"
 
 
-def _print_result(text: str) -> None:
+def print_result(text: str) -> None:
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
     sys.stdout.flush()
 

@@ -98,10 +98,18 @@ class BatchExecutor:
     def paused(self) -> bool:
         return self._paused
 
-    def set_policy(self, policy: BatchPolicy) -> None:
-        """From the next batch on. Waiting requests that no longer fit are delivered with `RequestTooLarge`."""
+    def set_policy(self, policy: BatchPolicy, copies: Sequence[Run] | None = None) -> None:
+        """From the next batch on. Waiting requests that no longer fit are delivered with `RequestTooLarge`.
+
+        `copies`: other copies of the model for the instances; a batch that runs ends on the old one.
+        """
         with self._lock:
+            if copies is not None:
+                self._copies = list(copies)
             self._check_instances(policy)
+            for instance in self._instances:
+                if copies is not None and instance.number < policy.instances:
+                    instance.run = copies[instance.number]
             self.statistics.make_room(policy.max_batch_size)
             self.policy = policy
             now = clock()
@@ -303,7 +311,7 @@ class _Instance:
         self.running: list[Request] = []
         self.abandoned = False
         self._executor = executor
-        self._run = run
+        self.run = run
         # A daemon: a model that hangs must not keep the interpreter from ending.
         self.thread = threading.Thread(target=self._work, name=f"batch-instance-{number}", daemon=True)
 
@@ -344,7 +352,7 @@ class _Instance:
         try:
             inputs = join(requests)
             batch.started = clock()
-            outputs = self._run(inputs)
+            outputs = self.run(inputs)
             batch.finished = clock()
             split(outputs, requests, batch)
         except Exception as error:

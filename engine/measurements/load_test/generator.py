@@ -116,6 +116,11 @@ class LoadGenerator:
         self.marks.append(Mark(self._now() if self._start else 0.0, text))
 
     @property
+    def started(self) -> bool:
+        """Requests are being sent, or were."""
+        return bool(self._start)
+
+    @property
     def outstanding(self) -> int:
         """Requests sent and not answered."""
         return self.record.count - self._settled

@@ -1,0 +1,211 @@
+"""A load test while it runs: its knobs, its ticks, what the hardware did meanwhile.
+
+A thread reports four times a second what happened since the last tick. Knobs are turned from another thread and take
+effect with the next batch; each turn leaves a mark on the time axis.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ...protocol import LoadKnobs, LoadMark, LoadSettings, LoadTick, Progressed, TelemetrySample, Ticked, Use
+from .generator import LoadGenerator
+from .record import Record
+from .saturation import is_saturated
+from .target import BatcherTarget, Target
+
+if TYPE_CHECKING:
+    from .running import LoadStage
+
+TICK_SECONDS = 0.25
+"""Between two ticks."""
+
+
+class LiveTest:
+    """A test that runs: its knobs, its ticks, what the hardware did meanwhile."""
+
+    def __init__(
+        self, stage: LoadStage, settings: LoadSettings, target: Target, generator: LoadGenerator, phase: str
+    ) -> None:
+        self.stage, self.settings, self.target, self.generator, self.phase = stage, settings, target, generator, phase
+        self.stop_saturated = False
+        self.turned = False
+        self.marks: list[LoadMark] = []
+        self._knobs = knobs_of(settings)
+        self._samples: list[tuple[float, TelemetrySample]] = []
+        self._backlog: list[tuple[float, int]] = []
+        self._sizes: dict[int, int] = {}
+        self._told = 0
+        self._ended = threading.Event()
+
+    def run(self) -> Record:
+        """The record of the whole test; ticks go out meanwhile."""
+        ticking = threading.Thread(target=self._tick_on, name="ticks", daemon=True)
+        ticking.start()
+        try:
+            return self.generator.run()
+        finally:
+            self._ended.set()
+            ticking.join(timeout=5.0)
+
+    def turn(self, knobs: LoadKnobs) -> None:
+        """Change what is given. Raises ValueError with a sentence; what came before it is changed."""
+        generator, asked = self.generator, {name: getattr(knobs, name) for name in LoadKnobs.__struct_fields__}
+        if knobs.rate is not None:
+            generator.set_rate(knobs.rate)
+        if knobs.concurrency is not None:
+            generator.set_concurrency(knobs.concurrency)
+        if knobs.paused is not None and knobs.paused != self._knobs.paused:
+            (generator.pause if knobs.paused else generator.resume)()
+        batching = {name: asked[name] for name in ("max_batch_size", "max_wait_ms", "instances")}
+        wanted = {name: value for name, value in batching.items() if value is not None}
+        if wanted:
+            self._set_batching(wanted)
+        given = {name: value for name, value in asked.items() if value is not None}
+        self._knobs = msgspec.structs.replace(self._knobs, **given)
+        self.turned = self.turned or bool(given)
+
+    def _set_batching(self, wanted: dict[str, float]) -> None:
+        if not isinstance(self.target, BatcherTarget):
+            raise ValueError("the batching of a server cannot be changed from here")
+        stage, executor = self.stage, self.target.executor
+        fixed = stage.job.model.fixed_batch
+        if fixed is not None and wanted.get("max_batch_size", fixed) != fixed:
+            raise ValueError(f"the model takes batches of {fixed} only")
+        policy = msgspec.structs.replace(executor.policy, **wanted)
+        copies = stage.copies.runs(policy.instances) if policy.instances != executor.policy.instances else None
+        executor.set_policy(policy, copies)
+        words = {"max_batch_size": "max batch", "max_wait_ms": "max wait ms", "instances": "instances"}
+        self.generator.mark(", ".join(f"{words[name]} {value:g}" for name, value in wanted.items()))
+
+    # --- ticks -------------------------------------------------------------------------------------
+
+    def _tick_on(self) -> None:
+        self.stage.telemetry.sample()  # CPU figures are means since the sample before
+        due = time.monotonic()
+        while not self._ended.is_set():
+            due = max(due + TICK_SECONDS, time.monotonic())
+            if self._ended.wait(due - time.monotonic()):
+                break
+            if self.generator.started:
+                self._tick()
+
+    def _tick(self) -> None:
+        figures = self.generator.look()
+        sample = self.stage.telemetry.sample()
+        self._samples.append((figures.time, sample))
+        self._backlog.append((figures.time, figures.outstanding))
+        depth, sizes = self._batches()
+        gpu = sample.gpus[self._gpu_index()] if self._gpu_index() < len(sample.gpus) else None
+        marks = tuple(LoadMark(seconds=mark.time, text=mark.text) for mark in self.generator.marks[self._told :])
+        self._told += len(marks)
+        self.marks += marks
+        job, load = self.stage.job, self.generator.load
+        warm = figures.time >= load.warm_up_seconds
+        sending = not self.generator.sending_ended
+        part = "draining" if not sending else "" if warm else "warm-up"
+        phase = (
+            ", ".join(word for word in (self.phase, part) if word) if self.phase != "measuring" else part or "measuring"
+        )
+        job.send(
+            Ticked(
+                tick=LoadTick(
+                    time=time.time(),
+                    seconds=figures.time,
+                    span_seconds=figures.seconds,
+                    phase=phase,
+                    knobs=self._knobs,
+                    offered_per_s=figures.sent / figures.seconds,
+                    achieved_per_s=figures.throughput_per_s,
+                    completed=figures.completed,
+                    rejected=figures.rejected,
+                    failed=figures.failed,
+                    outstanding=figures.outstanding,
+                    queue_depth=depth,
+                    p50_ms=figures.p50_ms,
+                    p99_ms=figures.p99_ms,
+                    batch_sizes=sizes,
+                    cpu=sample.cpu,
+                    gpu=gpu.utilisation if gpu else None,
+                    gpu_memory_bytes=gpu.memory_used_bytes if gpu else None,
+                    power_w=gpu.power_w if gpu else None,
+                    marks=marks,
+                )
+            )
+        )
+        words = f"{figures.throughput_per_s:.4g}/s" + (f", p99 {figures.p99_ms:.3g} ms" if figures.p99_ms else "")
+        job.send(Progressed(done=min(figures.time, load.seconds), total=load.seconds, message=f"{phase} · {words}"))
+        if self.stop_saturated and sending and self.saturated():
+            self.generator.stop()
+
+    def _batches(self) -> tuple[int | None, dict[str, int]]:
+        """Requests that wait now, and the runs by size since the tick before."""
+        if not isinstance(self.target, BatcherTarget):
+            return None, {}
+        executor = self.target.executor
+        sizes = executor.statistics.totals().batch_sizes
+        fresh = {str(size): count - self._sizes.get(size, 0) for size, count in sizes.items()}
+        self._sizes = sizes
+        return executor.depth, {size: count for size, count in fresh.items() if count}
+
+    def saturated(self) -> bool:
+        """Only an open loop can be: callers that wait for their answers build no backlog."""
+        load = self.generator.load
+        if not load.open_loop or not self._backlog or self.turned:
+            return False
+        measured = [
+            one
+            for one in self._backlog
+            if one[0] >= load.warm_up_seconds
+            and (not self.generator.sending_ended or one[0] <= self.generator.sending_ended)
+        ]
+        rate = self.generator.record.count / max(self._backlog[-1][0], 1e-9)
+        return is_saturated([one[0] for one in measured], [one[1] for one in measured], rate)
+
+    def _gpu_index(self) -> int:
+        device = self.stage.job.spec.device
+        return int(device.partition(":")[2] or 0) if device != "cpu" else 1 << 30
+
+    def use(self, completed: int) -> Use:
+        """Means over the measured part."""
+        load, ended = self.generator.load, self.generator.sending_ended
+        samples = [one for at, one in self._samples if load.warm_up_seconds < at <= ended + TICK_SECONDS]
+        index = self._gpu_index()
+        gpus = [one.gpus[index] for one in samples if index < len(one.gpus)]
+        joules = [one.energy_j for one in gpus if one.energy_j is not None]
+        power = _mean([one.power_w for one in gpus])
+        energy = joules[-1] - joules[0] if len(joules) > 1 else None
+        seconds = samples[-1].time - samples[0].time if len(samples) > 1 else 0.0
+        if energy is None and power is not None:
+            energy = power * seconds
+        share = seconds / max(ended - load.warm_up_seconds, 1e-9)
+        answered = completed * min(share, 1.0)
+        return Use(
+            cpu=_mean([one.cpu for one in samples]),
+            gpu=_mean([one.utilisation for one in gpus]),
+            gpu_memory_bytes=max((one.memory_used_bytes for one in gpus if one.memory_used_bytes), default=None),
+            power_w=power,
+            energy_j=energy,
+            energy_per_1000_requests_j=energy / answered * 1000 if energy is not None and answered else None,
+        )
+
+
+def knobs_of(settings: LoadSettings) -> LoadKnobs:
+    """Where the knobs stand at the start."""
+    return LoadKnobs(
+        rate=settings.rate,
+        concurrency=settings.concurrency,
+        max_batch_size=settings.max_batch_size,
+        max_wait_ms=settings.max_wait_ms,
+        instances=settings.instances,
+        paused=False,
+    )
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

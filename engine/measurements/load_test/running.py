@@ -1,0 +1,248 @@
+"""One load test from its settings to its figures, and the task that a worker is given.
+
+A `LoadStage` holds what several tests share: loaded copies of the model, requests from the user's data, the
+hardware's sampler, and the ear for knobs. Each `test` sends one load and returns one `LoadTest`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from ...batching.policy import BatchPolicy
+from ...context import JobContext, LoadedVariant
+from ...models import ModelError
+from ...protocol import (
+    Conditions,
+    LoadSearch,
+    LoadSettings,
+    LoadTest,
+    Measurement,
+    Steer,
+    TestLoad,
+    Took,
+)
+from ...runtimes import RuntimeUnavailable
+from ...runtimes.copies import ModelCopies
+from ...telemetry import Telemetry
+from ..conditions import OtherWork, conditions
+from .generator import LoadGenerator
+from .live import LiveTest
+from .pool import request_pool
+from .request import Load
+from .summary import summarise
+from .target import BatcherTarget, Target
+
+MOST_TRACE_LINES = 5_000_000
+"""Arrivals read from a trace."""
+
+Purpose = Literal["run", "capacity", "probe", "confirmation", "point"]
+
+
+def run_task(job: JobContext, task: TestLoad) -> tuple[tuple[Measurement, ...], str]:
+    """Do what the task asks: its measurements (those of a search but the last were sent before) and a sentence.
+
+    Raises RuntimeUnavailable when the variant cannot run, ModelError when it cannot be called, JobCancelled.
+    """
+    stage = LoadStage(job, job.variants[task.variant], task.runtime, task.settings)
+    try:
+        if task.settings.kind == "run":
+            found = stage.test(task.settings, "")
+            return (found,), in_words(found)
+        search: LoadSearch
+        if task.settings.kind == "rate":
+            from .rate_search import find_rate
+
+            search = find_rate(stage, task)
+        else:
+            from .sweep import sweep
+
+            search = sweep(stage, task)
+        return (search,), search.sentence
+    finally:
+        stage.close()
+
+
+def in_words(test: LoadTest) -> str:
+    """The finding of one test as a sentence."""
+    summary = test.summary
+    if not summary.valid:
+        return f"INVALID: {'; '.join(summary.reasons)}."
+    p99 = summary.latency_ms.get("p99")
+    sentence = f"{summary.achieved_per_s:.4g} requests/s"
+    if p99 is not None:
+        sentence += f", p99 {p99.value:.3g} ms"
+        sentence += f" (at most {p99.at_most:.3g})" if p99.at_most is not None else " (too few requests for a claim)"
+    if summary.verdict is not None:
+        sentence += f", limit {summary.slo_ms:g} ms: {summary.verdict}"
+    if test.saturated:
+        sentence += "; saturated: the backlog grew all the time"
+    return sentence + "."
+
+
+class LoadStage:
+    """Everything the tests of one job share. `stopped`: the user wants it to end and keep what there is."""
+
+    def __init__(self, job: JobContext, variant: LoadedVariant, runtime: str, settings: LoadSettings) -> None:
+        self.job, self.variant, self.runtime = job, variant, runtime
+        self.stopped = False
+        self._live: LiveTest | None = None
+        self._steering = threading.Lock()
+        job.progress(0, None, f"loading {variant.record.name}")
+        self.copies = ModelCopies(job.model, variant, runtime, job.spec.device, job.spec.threads)
+        self.telemetry = Telemetry()
+        try:
+            self.pool, self.notes = request_pool(job.model, self.copies, settings.same_input)
+        except BaseException:
+            self.close()
+            raise
+        job.hear(self._steer)
+
+    def close(self) -> None:
+        self.copies.close()
+        self.telemetry.close()
+
+    def conditions(self, instances: int) -> Conditions:
+        """Where the copies run; `threads` are those of one copy."""
+        self.copies.runs(instances)
+        held = conditions(self.job, self.copies.first())
+        return msgspec.structs.replace(held, threads=max(1, self.job.spec.threads // instances))
+
+    # --- one test ----------------------------------------------------------------------------------
+
+    def test(
+        self,
+        settings: LoadSettings,
+        phase: str,
+        search: str | None = None,
+        purpose: Purpose = "run",
+        stop_saturated: bool = False,
+    ) -> LoadTest:
+        """Send one load. `stop_saturated`: end as soon as it is certain to be more than the model can bear."""
+        settings, notes = self._fitted(settings)
+        self.job.progress(0, settings.seconds, f"{phase}: warming the model up" if phase else "warming the model up")
+        target, where = self._target(settings)
+        live = LiveTest(self, settings, target, LoadGenerator(target, self.pool, self._load(settings)), phase)
+        live.stop_saturated = stop_saturated
+        self._live = live
+        others = OtherWork()
+        if self.stopped:
+            live.generator.stop()
+        try:
+            record = live.run()
+        finally:
+            self._live = None
+        summary = summarise(record, live.generator.load, live.generator.sending_ended)
+        if live.generator.errors and summary.failed:
+            notes += (f"Failed: {live.generator.errors[0]}.",)
+        if live.turned:
+            notes += ("Its settings were changed while it ran: the figures mix them.",)
+        if settings.url is None:
+            notes += others.note()
+        return LoadTest(
+            id=uuid.uuid4().hex[:12],
+            variant=self.variant.record.id,
+            job=self.job.spec.job,
+            created=time.time(),
+            conditions=where(),
+            settings=settings,
+            summary=summary,
+            use=live.use(summary.completed),
+            marks=tuple(live.marks),
+            notes=(*self.notes, *notes),
+            saturated=live.saturated(),
+            search=search,
+            purpose=purpose,
+        )
+
+    def keep(self, test: LoadTest) -> None:
+        """Have a search's test stored now, whatever becomes of the search."""
+        self.job.send(Took(measurement=test))
+
+    def _fitted(self, settings: LoadSettings) -> tuple[LoadSettings, tuple[str, ...]]:
+        """The settings as this model can take them, and a sentence where they differ."""
+        fixed = self.job.model.fixed_batch
+        if fixed is None or settings.max_batch_size == fixed:
+            return settings, ()
+        why = f"The model takes batches of {fixed} only: every request is one, and none is joined with another."
+        return msgspec.structs.replace(settings, max_batch_size=fixed, rows_per_request=1), (why,)
+
+    def _target(self, settings: LoadSettings) -> tuple[Target, Callable[[], Conditions]]:
+        """What the load is sent to, and a function that says where that is."""
+        if settings.url is not None:
+            from .server_target import open_target, server_conditions
+
+            target = open_target(settings, self.pool)
+            return target, lambda: server_conditions(settings, target)
+        runs = self.copies.runs(settings.instances)
+        try:
+            self.copies.warm_up(settings.instances, self.pool[0], settings.max_batch_size)
+        except (ModelError, RuntimeUnavailable):
+            raise
+        except Exception as error:
+            rows = settings.max_batch_size
+            raise ModelError(
+                f"{self.variant.record.name} fails on a batch of up to {rows} rows: {type(error).__name__}: {error}"
+            ) from error
+        return BatcherTarget(runs, policy_of(settings)), lambda: self.conditions(settings.instances)
+
+    def _load(self, settings: LoadSettings) -> Load:
+        arrivals = "offline" if settings.offline else "closed" if settings.concurrency else settings.arrivals
+        return Load(
+            arrivals=arrivals,
+            seconds=settings.seconds,
+            rate=settings.rate,
+            concurrency=settings.concurrency or 1,
+            samples_per_request=settings.rows_per_request,
+            warm_up_seconds=settings.warm_up_seconds,
+            seed=settings.seed,
+            burst_size=settings.burst_size,
+            trace=read_trace(settings.trace) if arrivals == "replay" and settings.trace else (),
+            slo_p99_ms=settings.slo_p99_ms,
+            timeout_ms=settings.timeout_ms,
+        )
+
+    # --- knobs -------------------------------------------------------------------------------------
+
+    def _steer(self, message: Steer) -> None:
+        """From another thread, any time. What cannot be done is said in the job's log."""
+        with self._steering:
+            if message.stop:
+                self.stopped = True
+            live = self._live
+            if live is None:
+                return
+            try:
+                live.turn(message.knobs)
+            except (ValueError, RuntimeUnavailable) as error:
+                self.job.log(f"Not changed: {error}.")
+            if message.stop:
+                live.generator.stop()
+
+
+def policy_of(settings: LoadSettings) -> BatchPolicy:
+    """How the batcher is to batch."""
+    return BatchPolicy(
+        max_batch_size=settings.max_batch_size,
+        max_wait_ms=settings.max_wait_ms,
+        wait=settings.wait,
+        instances=settings.instances,
+        max_queue_size=settings.max_queue_size,
+    )
+
+
+def read_trace(path: str) -> tuple[float, ...]:
+    """Arrival times in seconds from a text file, one a line. Raises ModelError with a sentence."""
+    try:
+        times = np.loadtxt(path, dtype=float, ndmin=1, max_rows=MOST_TRACE_LINES)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The trace {path} cannot be read: one arrival time in seconds a line ({error}).") from None
+    if times.ndim != 1 or len(times) < 2 or not np.isfinite(times).all():
+        raise ModelError(f"The trace {path} needs at least two arrival times in seconds, one a line.")
+    return tuple(np.sort(times).tolist())

@@ -1,0 +1,142 @@
+"""The sweep over maximum batch size, wait and instances: what each gives in throughput and tail latency.
+
+Each setting is tested with as many callers as its batches have room for, so that full batches can form (or at the
+rate the user names). The front are those settings that no other beats in both; its knee has the most throughput for
+its latency (Kleinrock's power: throughput over delay). Larger batches are given up once they gained nothing twice, as
+Triton's Model Navigator does, so that one unlucky test does not end it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Sequence
+
+import msgspec
+
+from ...protocol import LoadPoint, LoadSearch, LoadSettings, LoadTest, TestLoad
+from .rate_search import point_of
+from .running import LoadStage
+
+LEAST_GAIN = 1.05
+"""Throughput that the next batch size must bring over the best so far."""
+
+PATIENCE = 2
+"""Batch sizes in a row that may bring less before larger ones are not tried."""
+
+
+def sweep(stage: LoadStage, task: TestLoad) -> LoadSearch:
+    """The whole sweep; with what is known so far when the user asks it to stop."""
+    known = {_setting(test.settings): test for test in task.known if test.summary.completed}
+    tests: list[LoadTest] = []
+    grid = plan(task.settings, stage.job.spec.threads, stage.job.model.fixed_batch)
+    done, total = 0, sum(len(row) for row in grid)
+    for row in grid:
+        best, without_gain = 0.0, 0
+        for position, settings in enumerate(row):
+            if stage.stopped or without_gain >= PATIENCE:
+                total -= len(row) - position
+                break
+            done += 1
+            test = known.get(_setting(settings))
+            if test is None:
+                words = f"{done} of {total}: batch {settings.max_batch_size}, wait {settings.max_wait_ms:g} ms"
+                words += f", {settings.instances} instances" if settings.instances > 1 else ""
+                test = stage.test(settings, words, task.search, "point")
+                if stage.stopped:
+                    break
+                stage.keep(test)
+            tests.append(test)
+            gained = test.summary.rows_per_s >= LEAST_GAIN * best
+            without_gain = 0 if gained or task.settings.rate is not None else without_gain + 1
+            best = max(best, test.summary.rows_per_s)
+    return _result(stage, task, tests)
+
+
+def plan(settings: LoadSettings, cores: int, fixed_batch: int | None) -> list[list[LoadSettings]]:
+    """Rows of settings, each with rising batch size."""
+    sizes = sorted(set(settings.sweep_batch_sizes)) if fixed_batch is None else [fixed_batch]
+    instances = sorted(set(settings.sweep_instances or (1, max(1, min(cores, os.cpu_count() or 1)))))
+    return [
+        [
+            msgspec.structs.replace(
+                settings,
+                sweep=False,
+                max_batch_size=max(size, settings.rows_per_request),
+                max_wait_ms=wait,
+                instances=count,
+                concurrency=None if settings.rate is not None else settings.concurrency or max(size * count, 1),
+            )
+            for size in sizes
+        ]
+        for count in instances
+        for wait in sorted(set(settings.sweep_waits_ms))
+    ]
+
+
+def pareto_front(points: Sequence[LoadPoint]) -> tuple[int, ...]:
+    """Positions of the points that no other beats in both throughput and p99, by rising throughput."""
+    able = [(number, point.rows_per_s, point.p99_ms) for number, point in enumerate(points) if point.p99_ms is not None]
+    front: list[int] = []
+    lowest = float("inf")
+    for number, _, latency in sorted(able, key=lambda one: (-one[1], one[2])):
+        if latency < lowest:
+            front.append(number)
+            lowest = latency
+    return tuple(reversed(front))
+
+
+def knee_of(points: Sequence[LoadPoint], front: Sequence[int]) -> int | None:
+    """The front's point with the most throughput for its latency."""
+
+    def power(number: int) -> float:
+        latency = points[number].p99_ms
+        return points[number].rows_per_s / latency if latency else 0.0
+
+    return max(front, key=power, default=None)
+
+
+def _result(stage: LoadStage, task: TestLoad, tests: list[LoadTest]) -> LoadSearch:
+    points = tuple(point_of(test) for test in tests if test.summary.valid)
+    front = pareto_front(points)
+    knee = knee_of(points, front)
+    within = [number for number in front if points[number].verdict == "PASS"]
+    limit = task.settings.slo_p99_ms
+    recommended = within[-1] if within else knee if limit is None else None
+    if recommended is not None:
+        sentence = f"Take {_words(points[recommended])}"
+        sentence += f", the highest throughput with p99 under {limit:g} ms" if within else ", the knee of the front"
+    elif not points:
+        sentence = "No setting could be measured" + (": it was stopped before the first ended" if stage.stopped else "")
+    else:
+        sentence = f"No setting keeps p99 under {limit:g} ms; the nearest is {_words(points[front[0]])}"
+    if recommended is not None and front:
+        sentence += f". The most throughput: {_words(points[front[-1]])}" if front[-1] != recommended else ""
+    if stage.stopped:
+        sentence += " (stopped early)"
+    return LoadSearch(
+        id=uuid.uuid4().hex[:12],
+        variant=stage.variant.record.id,
+        job=stage.job.spec.job,
+        created=time.time(),
+        conditions=tests[0].conditions if tests else stage.conditions(task.settings.instances),
+        settings=task.settings,
+        search=task.search,
+        sentence=sentence + ".",
+        points=points,
+        front=front,
+        knee=knee,
+        recommended=recommended,
+    )
+
+
+def _words(point: LoadPoint) -> str:
+    settings = point.settings
+    text = f"batch {settings.max_batch_size}, wait {settings.max_wait_ms:g} ms, {settings.instances} instance"
+    text += "s" if settings.instances > 1 else ""
+    return f"{text} ({point.rows_per_s:.4g} samples/s, p99 {point.p99_ms:.3g} ms)"
+
+
+def _setting(settings: LoadSettings) -> tuple[object, ...]:
+    return (settings.max_batch_size, settings.max_wait_ms, settings.instances, settings.concurrency, settings.seconds)
