@@ -17,8 +17,11 @@ from engine.protocol import (
     EngineStopping,
     JobChanged,
     JobLogged,
+    LoadHistory,
+    LoadTicked,
     MetricHistory,
     MetricRecorded,
+    ReadLoad,
     ReadMetrics,
     Result,
     Running,
@@ -27,6 +30,7 @@ from engine.protocol import (
 )
 
 from .curves import Curves
+from .loads import LoadCourse
 from .view import NOTHING
 
 if TYPE_CHECKING:
@@ -65,6 +69,8 @@ class Connection:
         """Jobs whose log has grown since somebody last looked."""
         self.curves: dict[str, Curves] = {}
         """What training jobs reported; `read_curves` fills in what was reported before anybody looked."""
+        self.loads: dict[str, LoadCourse] = {}
+        """What load tests reported, likewise by `read_load`."""
         self.stopped = False
         """Somebody stopped the engine on purpose."""
         self._wake = asyncio.Event()
@@ -131,6 +137,19 @@ class Connection:
             if len(reply.points) < METRIC_POINTS:
                 return
 
+    async def read_load(self, job: str) -> None:
+        """Read what a load test was asked to do and every tick so far. Raises as `request` does."""
+        course = self.loads.setdefault(job, LoadCourse())
+        course.complete = True  # as above
+        try:
+            reply = await self.request(ReadLoad(request=0, job=job))
+        except BaseException:
+            course.complete = False
+            raise
+        if isinstance(reply, LoadHistory):
+            course.settings = reply.settings or course.settings
+            course.replace(reply.ticks)
+
     async def close(self) -> None:
         """Leave the engine to itself."""
         if self._client is not None:
@@ -153,11 +172,17 @@ class Connection:
         """Take in a point; doubt what we have where points may have been dropped on the way (they are, first)."""
         if isinstance(event, MetricRecorded):
             self.curves.setdefault(event.job, Curves()).add(event.name, event.step, event.value)
+        elif isinstance(event, LoadTicked):
+            self.loads.setdefault(event.job, LoadCourse()).add(event.tick)
+        elif isinstance(event, JobLogged) and event.job in self.loads:
+            self.loads[event.job].hear(event.lines)
         elif isinstance(event, Snapshot):
-            for curves in self.curves.values():
-                curves.complete = False
-        elif isinstance(event, JobChanged) and event.job.is_done and event.job.id in self.curves:
-            self.curves[event.job.id].complete = False
+            for known in (*self.curves.values(), *self.loads.values()):
+                known.complete = False
+        elif isinstance(event, JobChanged) and event.job.is_done:
+            for held in (self.curves.get(event.job.id), self.loads.get(event.job.id)):
+                if held is not None:
+                    held.complete = False
 
     def _take(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
@@ -173,7 +198,7 @@ class Connection:
 
 def _is_urgent(event: object, before: Snapshot) -> bool:
     """Whether an event is worth a paint of its own. Progress of a running job, samples and log lines are not."""
-    if isinstance(event, TelemetrySampled | JobLogged | MetricRecorded):
+    if isinstance(event, TelemetrySampled | JobLogged | MetricRecorded | LoadTicked):
         return False
     if isinstance(event, JobChanged) and isinstance(event.job.state, Running):
         return not any(job.id == event.job.id and isinstance(job.state, Running) for job in before.jobs)
