@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from .attention_products import take_out_product
 from .integers import quantize_weights
 from .onnx_graph import Graph, attribute, element_count, float_weights, subgraphs_of
 
@@ -170,31 +171,13 @@ class _Pass:
 
     def packed_attention(self, node: onnx.NodeProto) -> str | None:
         """ONNX Runtime's Attention holds the weights of q, k and v: take the product out, then quantize that."""
-        weights = self._float_constant(node.input[1])
-        inputs = [*node.input, *[""] * (7 - len(node.input))]
-        if weights is None:
+        if self._float_constant(node.input[1]) is None:
             return "its weights are computed in the graph"
-        widths = attribute(node, "qkv_hidden_sizes") or [weights.shape[1] // 3] * 3
-        if inputs[4] or len(node.output) > 1 or widths[0] != widths[1] or attribute(node, "do_rotary", 0):
-            return "it keeps a cache or turns its input, which needs the fused float kernel"
-        unique = self.graph.unique
-        packed, parts = unique(f"{node.output[0]}_qkv"), [unique(f"{node.output[0]}_{part}") for part in "qkv"]
-        product = helper.make_node("MatMul", [node.input[0], node.input[1]], [packed], unique(f"{node.name}/qkv"))
-        sizes = self.graph.add_constant(f"{node.name}_sizes", np.array(widths, dtype=np.int64))
-        core = helper.make_node(
-            "MultiHeadAttention",
-            [*parts, "", inputs[3], inputs[5]],
-            list(node.output),
-            node.name,
-            domain="com.microsoft",
-        )
-        kept = ("num_heads", "scale", "unidirectional", "mask_filter_value")
-        core.attribute.extend(entry for entry in node.attribute if entry.name in kept)
-        split = helper.make_node("Split", [packed, sizes], parts, unique(f"{node.name}/Split"), axis=-1)
-        self._replace(node, [product, split, core])
-        # the list holds copies of what was put in: rewrite the product where it now is
-        (placed,) = (item for item in self.graph.proto.node if item.name == product.name)
-        self._product(placed, placed.input[0], placed.input[1], False, 1.0, inputs[2] or None)
+        found = take_out_product(self.graph, node)
+        if isinstance(found, str):
+            return found
+        product, bias = found
+        self._product(product, product.input[0], product.input[1], False, 1.0, bias)
         return None
 
     def embedding(self, node: onnx.NodeProto) -> str | None:

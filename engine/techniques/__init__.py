@@ -18,7 +18,16 @@ from msgspec import Meta, Struct
 
 from ..protocol import Changed, Field, Hardware, ModelInfo, TechniqueInfo, Variant
 
-MODULES = ("distillation", "pruning", "quantization", "half_precision", "onnx_conversion", "graph_optimization")
+MODULES = (
+    "distillation",
+    "pruning",
+    "quantization_aware_training",
+    "quantization",
+    "half_precision",
+    "weight_quantization",
+    "onnx_conversion",
+    "graph_optimization",
+)
 """The modules of this package that define techniques, in the order the dashboard lists them."""
 
 GROUPS = ("distillation", "pruning", "quantization", "ONNX conversion", "TensorRT conversion")
