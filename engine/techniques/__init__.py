@@ -21,7 +21,6 @@ from ..protocol import Changed, Field, Hardware, ModelInfo, TechniqueInfo, Varia
 MODULES = (
     "distillation",
     "pruning",
-    "quantization_aware_training",
     "quantization",
     "half_precision",
     "weight_quantization",
