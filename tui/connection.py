@@ -177,12 +177,13 @@ class Connection:
         elif isinstance(event, JobLogged) and event.job in self.loads:
             self.loads[event.job].hear(event.lines)
         elif isinstance(event, Snapshot):
-            for known in (*self.curves.values(), *self.loads.values()):
+            held: list[Curves | LoadCourse] = [*self.curves.values(), *self.loads.values()]
+            for known in held:
                 known.complete = False
         elif isinstance(event, JobChanged) and event.job.is_done:
-            for held in (self.curves.get(event.job.id), self.loads.get(event.job.id)):
-                if held is not None:
-                    held.complete = False
+            for ended in (self.curves.get(event.job.id), self.loads.get(event.job.id)):
+                if ended is not None:
+                    ended.complete = False
 
     def _take(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
