@@ -93,15 +93,19 @@ def write_quantized(
     return written
 
 
+def within_bounds(plan: Plan, name: str, found: Range) -> Range:
+    """The range of a value, cut where a ReLU or Clip that was taken over clamps."""
+    if name in plan.upper_bound:
+        return Range(0.0, min(found.high, plan.upper_bound[name]))
+    if name in plan.absorbed_outputs:
+        return Range(0.0, found.high)
+    return found
+
+
 def _scales(plan: Plan, ranges: Mapping[str, Range], flavour: Flavour) -> dict[str, Scale]:
     scales: dict[str, Scale] = {}
     for name in plan.values:
-        found = ranges[name]
-        if name in plan.upper_bound:
-            found = Range(0.0, min(found.high, plan.upper_bound[name]))
-        elif name in plan.absorbed_outputs:
-            found = Range(0.0, found.high)
-        scales[name] = activation_scale(found, flavour.symmetric)
+        scales[name] = activation_scale(within_bounds(plan, name, ranges[name]), flavour.symmetric)
     for name, source in plan.same_scale.items():
         scales[name] = scales[source]
     return scales

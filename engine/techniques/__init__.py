@@ -21,6 +21,7 @@ from ..protocol import Changed, Field, Hardware, ModelInfo, TechniqueInfo, Varia
 MODULES = (
     "distillation",
     "pruning",
+    "quantization_aware_training",
     "quantization",
     "half_precision",
     "weight_quantization",
