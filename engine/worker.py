@@ -39,6 +39,7 @@ from .protocol import (
     Progressed,
     RunTechnique,
     ScanSensitivity,
+    Serve,
     Steer,
     Task,
     TestLoad,
@@ -179,6 +180,10 @@ def do_task(task: Task, job: JobContext, model: Model) -> Finished:
 
             found, sentence = run_task(job, task)
             return Finished(measurements=found, summary=sentence)
+        case Serve():
+            from .serving.job import serve_variant
+
+            return Finished(summary=serve_variant(job, task))
 
 
 def _measure_latency(job: JobContext, *arguments: Any, **options: Any) -> Any:

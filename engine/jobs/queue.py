@@ -11,18 +11,15 @@ SIGKILL) and removes its work directory. Runs in the engine's event loop.
 import asyncio
 import functools
 import logging
-import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from ..protocol import (
     Cancelled,
     EngineEvent,
-    ExplainVariant,
     Failed,
     Finished,
     GaveUp,
@@ -30,30 +27,23 @@ from ..protocol import (
     Job,
     JobChanged,
     JobLogged,
-    JobSpec,
     JobState,
+    Listening,
     LoadSettings,
     LoadTicked,
     Logged,
-    MeasureAccuracy,
-    MeasureLatency,
     MeasurementAdded,
-    MeasureProfile,
     MetricRecorded,
     MetricReported,
-    ModelSource,
     Progressed,
     Queued,
     Running,
-    RunTechnique,
-    ScanSensitivity,
+    Serve,
     Steer,
     Succeeded,
-    Task,
     TestLoad,
     Ticked,
     Took,
-    Variant,
     WorkerMessage,
 )
 from ..session import Session, SessionError
@@ -61,41 +51,13 @@ from ..session.adoption import adopt
 from ..session.disk import disk_is_short
 from ..session.variant_files import describe
 from .causes import MemoryWitness, explain_death
-from .leases import Claim, startable
+from .leases import claim_of, startable
 from .logs import LogFollower, append, last_line
+from .specifying import JobRequest, specify
 from .supervision import accompany, unless
 from .workers import ForkServer, Garbled, Worker, WorkerNotStarted
 
 log = logging.getLogger("trimtab.jobs")
-
-
-TIMED = (MeasureLatency, MeasureAccuracy, MeasureProfile, ExplainVariant, TestLoad)
-"""Tasks whose job runs alone."""
-
-
-class JobRequest(Struct, frozen=True, kw_only=True):
-    """All that is needed to run a job."""
-
-    task: Task
-    title: str
-    kind: str
-    """"open-model", a technique's tag, or a measurement's name."""
-    variant: str | None = None
-    """The id of the variant it works on."""
-    device: str = "cpu"
-    exclusive: bool | None = None
-    """It runs alone. None: as its task needs it, which is alone for measurements."""
-    recipe_run: str | None = None
-    name: str | None = None
-    """What the new variant is to be called; None: the technique's tag."""
-    source: ModelSource | None = None
-    """The model file; None: the one that is open."""
-    limit: float | None = None
-    batch_sizes: tuple[int, ...] | None = None
-    """None for these two: as the session's options say."""
-    threads: int | None = None
-    """None: one for each physical core this process may use."""
-    seed: int = 0
 
 
 class Jobs:
@@ -169,13 +131,20 @@ class Jobs:
 
     def steer(self, id: str, message: Steer) -> None:
         """Turn a running load test's knobs. Raises SessionError when there is nothing to turn."""
+        self._tell(id, TestLoad, "load test", message)
+
+    def stop_serving(self, id: str) -> None:
+        """Have a server answer what it accepted and end. Raises SessionError when it is none."""
+        self._tell(id, Serve, "server", Steer(stop=True))
+
+    def _tell(self, id: str, kind: type, what: str, message: Steer) -> None:
         entry = self._entries.get(id)
         if entry is None:
-            raise SessionError("The load test has ended already.")
-        if not isinstance(entry.request.task, TestLoad):
-            raise SessionError(f"{entry.job.title} is no load test: it has nothing to turn.")
+            raise SessionError(f"The {what} has ended already.")
+        if not isinstance(entry.request.task, kind):
+            raise SessionError(f"{entry.job.title} is no {what}.")
         if entry.worker is None:
-            raise SessionError("The load test has not started yet.")
+            raise SessionError(f"The {what} has not started yet.")
         entry.worker.send(message)
 
     def load_of(self, id: str) -> LoadSettings | None:
@@ -249,7 +218,7 @@ class Jobs:
     async def _attempt(self, entry: "_Entry", started: float) -> JobState:
         """Run the worker and judge how it ended."""
         path = self.session.log_path(entry.job.id)
-        spec = self._spec(entry)
+        spec = specify(self.session, self.hardware, entry.job, entry.request)
         short = disk_is_short(self.session.directory, sum(variant.size_bytes for variant in spec.variants.values()))
         if short:
             return Failed(started=started, finished=time.time(), reason=short, cause="refused")
@@ -304,6 +273,12 @@ class Jobs:
         elif isinstance(message, Ticked):
             self.session.record_tick(job.id, message.tick)
             self._publish(LoadTicked(seq=0, job=job.id, tick=message.tick))
+        elif isinstance(message, Listening) and message.urls:
+            # The title as it was may name port 0.
+            title = f"{job.title.rpartition(' on ')[0]} on {message.urls[0]}"
+            entry.job = msgspec.structs.replace(job, urls=message.urls, title=title)
+            entry.claim = claim_of(entry.job, entry.request.task, entry.request.exclusive)
+            self._show(entry)
         elif isinstance(message, Took):
             measurement = msgspec.structs.replace(message.measurement, id=self.session.new_id(), job=job.id)
             self.session.add_measurement(measurement)
@@ -315,29 +290,6 @@ class Jobs:
         lines = entry.follower.new_lines(ended)
         if lines:
             self._publish(JobLogged(seq=0, job=entry.job.id, lines=lines))
-
-    def _spec(self, entry: "_Entry") -> JobSpec:
-        session, request = self.session, entry.request
-        source = request.source or (session.model.source if session.model is not None else None)
-        if source is None:
-            raise SessionError("No model is open in this session.")
-        baseline = session.baseline
-        return JobSpec(
-            job=entry.job.id,
-            task=request.task,
-            source=source,
-            variants=_needed_variants(session, request),
-            baseline=baseline.id if baseline is not None else None,
-            session_directory=os.fspath(session.directory),
-            work_directory=os.fspath(session.work_directory(entry.job.id)),
-            device=request.device,
-            processor=self.hardware.processor,
-            threads=request.threads or usable_cores(self.hardware),
-            limit=request.limit if request.limit is not None else session.options.accuracy_limit,
-            batch_sizes=request.batch_sizes or session.options.batch_sizes,
-            model=session.model,
-            seed=request.seed,
-        )
 
     def _change(self, entry: "_Entry", state: JobState, durable: bool = True) -> None:
         changed = msgspec.structs.replace(entry.job, state=state)
@@ -360,43 +312,4 @@ class _Entry:
         self.worker: Worker | None = None
         self.ended: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
         self.follower = follower
-        alone = request.exclusive
-        if alone is None:
-            alone = isinstance(
-                request.task, MeasureLatency | MeasureAccuracy | MeasureProfile | ExplainVariant | TestLoad
-            )
-        self.claim = Claim(job=job.id, title=job.title, device=request.device, exclusive=alone)
-
-
-def usable_cores(hardware: Hardware) -> int:
-    """Threads a worker computes with: one a physical core, no more than this process is allowed."""
-    return max(1, min(hardware.processor.physical_cores, len(os.sched_getaffinity(0))))
-
-
-def _present(session: Session, id: str) -> Variant:
-    if id not in session.variants:
-        raise SessionError(f"The variant {id} is no longer in the session.")
-    return session.variants[id]
-
-
-def _needed_variants(session: Session, request: JobRequest) -> dict[str, Variant]:
-    """The variant the task names, its parent and the baseline, by id."""
-    match request.task:
-        case (
-            RunTechnique(source=named)
-            | MeasureLatency(variant=named)
-            | MeasureAccuracy(variant=named)
-            | MeasureProfile(variant=named)
-            | ScanSensitivity(variant=named)
-            | TestLoad(variant=named)
-        ):
-            chosen = [_present(session, named)]
-        case ExplainVariant():
-            chosen = [_present(session, request.task.variant), _present(session, request.task.against)]
-        case _:
-            return {}
-    if chosen[0].parent is not None:
-        chosen.append(session.variants[chosen[0].parent])
-    if session.baseline is not None:
-        chosen.append(session.baseline)
-    return {variant.id: variant for variant in chosen}
+        self.claim = claim_of(job, request.task, request.exclusive)

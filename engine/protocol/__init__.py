@@ -1,6 +1,6 @@
 """Every record and message that crosses a process boundary; nothing else does.
 
-`records.py`, `measurements.py` and `load.py` hold what is kept and sent, `messages.py` and `work.py` the
+`records.py`, `measurements.py`, `load.py` and `serving.py` hold what is kept and sent, `messages.py` and `work.py` the
 conversations, `frames.py` how they travel; all of it is imported from here. Three conversations use it, all as
 length-prefixed msgpack frames:
 client → engine (`ClientMessage`), engine → client (`EngineMessage`) over the Unix socket,
@@ -21,4 +21,5 @@ from .load import *
 from .measurements import *
 from .messages import *
 from .records import *
+from .serving import *
 from .work import *

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from .load import LoadKnobs, LoadSettings, LoadTick
 from .measurements import Measurement
 from .records import Hardware, Job, ModelInfo, RecipeRun, Record, TechniqueInfo, TelemetrySample, Variant
+from .serving import ServeSettings
 
 PROTOCOL = 1
 """The version of these messages. Raise it when an old reader would misunderstand a new writer."""
@@ -91,6 +92,22 @@ class RunLoadTest(Command, tag="run-load-test"):
     runtime: str | None = None
     """None: that of its best measurement, else its natural one."""
     device: str | None = None
+
+
+class ServeVariant(Command, tag="serve-variant"):
+    """Serve a variant to other programs. Reply: `JobAccepted`; the job's `urls` say where, once it listens."""
+
+    variant: str
+    settings: ServeSettings = ServeSettings()
+    runtime: str | None = None
+    """None: that of its best measurement, else its natural one."""
+    device: str | None = None
+
+
+class StopServing(Command, tag="stop-serving"):
+    """Have a server answer what it has accepted and end as succeeded. Reply: `Done`, when the request is noted."""
+
+    job: str
 
 
 class SteerLoad(Command, tag="steer-load"):
@@ -252,6 +269,8 @@ ClientMessage = (
     | ApplyTechnique
     | MeasureVariant
     | RunLoadTest
+    | ServeVariant
+    | StopServing
     | SteerLoad
     | DescribeLoadTest
     | ReadLoad
@@ -415,6 +434,10 @@ class RunAccepted(Record, tag="run-accepted"):
     run: RecipeRun
 
 
+class JobAccepted(Record, tag="job-accepted"):
+    job: Job
+
+
 class Techniques(Record, tag="techniques"):
     techniques: tuple[TechniqueInfo, ...]
 
@@ -457,6 +480,7 @@ class TelemetryHistory(Record, tag="telemetry-history"):
 Result = (
     Done
     | RunAccepted
+    | JobAccepted
     | Techniques
     | ParametersChecked
     | Text

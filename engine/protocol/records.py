@@ -203,6 +203,8 @@ class Job(Record):
     device: str = "cpu"
     metrics: dict[str, float] = {}
     """The newest value of every metric the job reported."""
+    urls: tuple[str, ...] = ()
+    """Where a server listens, HTTP first; empty until it does."""
 
     @property
     def is_done(self) -> bool:

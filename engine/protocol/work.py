@@ -5,6 +5,7 @@ from typing import Any, Literal
 from .load import LoadKnobs, LoadSettings, LoadTest, LoadTick
 from .measurements import Measurement
 from .records import Changed, Format, ModelInfo, ModelSource, Processor, Record, Variant
+from .serving import ServeSettings
 
 # --- engine → worker -------------------------------------------------------------------------------
 
@@ -68,6 +69,14 @@ class TestLoad(Record, tag="test-load"):
     """Tests of the same search that an earlier job finished: they are not run again."""
 
 
+class Serve(Record, tag="serve"):
+    """Serve a variant to other programs until told to stop."""
+
+    variant: str
+    runtime: str
+    settings: ServeSettings
+
+
 Task = (
     InspectModel
     | RunTechnique
@@ -77,6 +86,7 @@ Task = (
     | ExplainVariant
     | ScanSensitivity
     | TestLoad
+    | Serve
 )
 
 
@@ -102,7 +112,7 @@ class JobSpec(Record):
 
 
 class Steer(Record, tag="steer"):
-    """Sent while a load test runs, any number of times."""
+    """Sent while a load test runs, any number of times; a server only hears `stop`."""
 
     knobs: LoadKnobs = LoadKnobs()
     stop: bool = False
@@ -146,6 +156,13 @@ class Ticked(Record, tag="ticked"):
     tick: LoadTick
 
 
+class Listening(Record, tag="listening"):
+    """A server takes requests now."""
+
+    urls: tuple[str, ...]
+    """HTTP first."""
+
+
 class Took(Record, tag="took"):
     """A measurement that is finished while the job goes on: kept at once, whatever becomes of the job."""
 
@@ -173,4 +190,4 @@ class GaveUp(Record, tag="gave-up"):
     cause: Literal["error", "refused", "out-of-memory"] = "error"
 
 
-WorkerMessage = Progressed | MetricReported | Ticked | Took | Logged | Finished | GaveUp
+WorkerMessage = Progressed | MetricReported | Ticked | Listening | Took | Logged | Finished | GaveUp

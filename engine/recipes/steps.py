@@ -219,7 +219,7 @@ async def measure(runner: "RecipeRunner", id: str, variant: Variant, kinds: tupl
         make_task = MEASUREMENT_STEPS[kind].task
         under = list(dict.fromkeys([*natural, *wanted]))
         if kind in ("explain", "load-test") and not plan.runtimes:
-            under = [_fastest_runtime(runner.session, variant) or under[0]]
+            under = [preferred_runtime(runner.session, variant) or under[0]]
         if kind == "sensitivity":
             under = [able[0]]  # it runs the module itself, under no runtime
         for runtime in under:
@@ -239,7 +239,7 @@ async def measure(runner: "RecipeRunner", id: str, variant: Variant, kinds: tupl
     return Measured(ran, "", last)
 
 
-def _fastest_runtime(session: Session, variant: Variant) -> str | None:
+def preferred_runtime(session: Session, variant: Variant) -> str | None:
     """The runtime of the measurement that stands for a variant; None before it was measured."""
     best = figures_of(variant, list(session.measurements.values()), session.options).best
     return None if best is None else best.conditions.runtime

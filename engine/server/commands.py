@@ -51,11 +51,13 @@ from ..protocol import (
     RunAccepted,
     RunLoadTest,
     RunRecipe,
+    ServeVariant,
     SetOptions,
     SetTelemetryRate,
     Steer,
     SteerLoad,
     StopEngine,
+    StopServing,
     Techniques,
     TelemetryHistory,
     Text,
@@ -68,6 +70,7 @@ from ..runtimes import why_not_installed
 from ..session import SessionError
 from ..session.history import thin_ticks
 from ..techniques import Refusal, check_parameters, describe
+from .serving import serve, stop_serving
 
 if TYPE_CHECKING:
     from .connections import Connection
@@ -308,6 +311,8 @@ _ACTIONS: dict[type[Command], Callable[["Engine", Any], Any]] = {
     MeasureVariant: _measure,
     RunLoadTest: _load_test,
     SteerLoad: _steer,
+    ServeVariant: serve,
+    StopServing: stop_serving,
     DescribeLoadTest: _describe_load_test,
     ReadLoad: _read_load,
     GetLoadTest: _get_load_test,

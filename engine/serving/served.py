@@ -1,0 +1,182 @@
+"""A model behind its batcher, as every door of the server sees it: `infer`, what it takes and gives, and its counts.
+
+Durations are seconds. Counts follow Triton's meaning: a request's compute time is that of the whole batch it was in.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..batching import BatcherClosed, DeadlineExceeded, DynamicBatcher, QueueFull, RequestTooLarge
+from ..batching.policy import Rejected
+from .tensors import Arrays, Problem, ServedTensor, all_of, checked_shape
+
+VERSION = "1"
+"""There is one version of a model: the variant, which never changes."""
+
+SENTENCE_LENGTH = 300
+"""Characters of a model's own error that its caller is told."""
+
+
+class BatchTimes(NamedTuple):
+    """Runs of one batch size."""
+
+    runs: int = 0
+    forming: float = 0.0
+    compute: float = 0.0
+
+
+class Counts:
+    """What became of requests, and where their time went, since the start."""
+
+    def __init__(self) -> None:
+        self.succeeded = 0
+        self.rows = 0
+        self.request_seconds = 0.0
+        """From the whole request's arrival to its answer, over those that succeeded."""
+        self.failed: Counter[str] = Counter()
+        """Triton's reasons: "REJECTED", "CANCELED", "BACKEND", "OTHER"."""
+        self.failed_seconds = 0.0
+        self.last = 0.0
+        """Seconds since the epoch of the newest answer; 0: none yet."""
+        self.runs = 0
+        self.run_requests = 0
+        self.queue = 0.0
+        self.forming = 0.0
+        self.compute = 0.0
+        """Summed over requests."""
+        self.by_size: dict[int, BatchTimes] = {}
+
+
+class ServedModel:
+    """The variant with its name, its tensors and its batcher (which is started)."""
+
+    def __init__(
+        self,
+        name: str,
+        inputs: Sequence[ServedTensor],
+        outputs: Sequence[ServedTensor],
+        batcher: DynamicBatcher,
+        *,
+        platform: str = "",
+        also: tuple[str, ...] = (),
+        fixed_rows: int | None = None,
+    ) -> None:
+        self.name, self.platform, self.batcher, self.fixed_rows = name, platform, batcher, fixed_rows
+        self.inputs = {tensor.name: tensor for tensor in inputs}
+        self.outputs = {tensor.name: tensor for tensor in outputs}
+        self.closing = False
+        self._names = {name, *also}
+        self._counts = Counts()
+        self._seen = 0
+        """Runs of the batcher that are counted already."""
+
+    def demand(self, name: str, version: str = "") -> None:
+        """Raises Problem when this is not the model that is served."""
+        if name not in self._names:
+            raise Problem(400, f"There is no model {name[:80]!r} here. The model served is {self.name!r}.")
+        if version not in ("", VERSION):
+            raise Problem(400, f"The model has the version {VERSION} only, not {version[:20]!r}.")
+
+    @property
+    def max_rows(self) -> int:
+        return self.batcher.policy.max_batch_size
+
+    @property
+    def ready(self) -> bool:
+        """It takes requests."""
+        return not self.closing
+
+    def checked(self, name: str, datatype: str | None, shape: Sequence[int]) -> tuple[ServedTensor, tuple[int, ...]]:
+        """The input of that name and its shape if the model takes it. Raises Problem."""
+        tensor = self.inputs.get(name)
+        if tensor is None:
+            all_of(self.inputs, (name,))
+        assert tensor is not None
+        return tensor, checked_shape(tensor, datatype, shape, self.max_rows, self.fixed_rows)
+
+    def chosen(self, names: Sequence[str]) -> list[str]:
+        """The outputs asked for, all of them if none is named. Raises Problem."""
+        for name in names:
+            if name not in self.outputs:
+                raise Problem(400, f"The model has no output {name[:80]!r}. Its outputs: {', '.join(self.outputs)}.")
+        return list(dict.fromkeys(names)) or list(self.outputs)
+
+    async def infer(self, inputs: Arrays, timeout_us: int | None = None) -> Arrays:
+        """The outputs for these rows. Raises Problem, and CancelledError when the caller went away."""
+        began = time.monotonic()
+        if self.closing:
+            raise Problem(503, "The server is shutting down.")
+        all_of(self.inputs, list(inputs))
+        try:
+            outputs = await self.batcher.predict(inputs, timeout_ms=timeout_us / 1000 if timeout_us else None)
+        except asyncio.CancelledError:
+            self._fail("CANCELED", began)
+            raise
+        except Exception as error:
+            self._fail("REJECTED" if isinstance(error, Rejected) else "BACKEND", began)
+            problem = _problem(error)
+            problem.counted = True
+            raise problem from error
+        counts = self._counts
+        counts.succeeded += 1
+        counts.rows += next(iter(inputs.values())).shape[0]
+        counts.request_seconds += time.monotonic() - began
+        counts.last = time.time()
+        return outputs
+
+    def turned_away(self, problem: Problem) -> None:
+        """Count a request that was no good before it got to the batcher."""
+        if not problem.counted:
+            self._counts.failed["OTHER"] += 1
+            problem.counted = True
+
+    @property
+    def succeeded(self) -> int:
+        """Requests answered."""
+        return self._counts.succeeded
+
+    def counts(self) -> Counts:
+        """Up to date. To be called every few seconds: the batcher remembers 65,536 runs one by one."""
+        counts = self._counts
+        runs = self.batcher.statistics.runs(self._seen)
+        self._seen += len(runs)
+        if len(runs):
+            requests = runs["requests"]
+            counts.runs += len(runs)
+            counts.run_requests += int(requests.sum())
+            counts.queue += float((runs["queue"] * requests).sum())
+            counts.forming += float((runs["forming"] * requests).sum())
+            counts.compute += float((runs["compute"] * requests).sum())
+            for run in runs:
+                size = int(run["rows"])
+                held = counts.by_size.get(size, BatchTimes())
+                counts.by_size[size] = BatchTimes(
+                    held.runs + 1, held.forming + float(run["forming"]), held.compute + float(run["compute"])
+                )
+        return counts
+
+    def _fail(self, reason: str, began: float) -> None:
+        self._counts.failed[reason] += 1
+        self._counts.failed_seconds += time.monotonic() - began
+
+
+def _problem(error: Exception) -> Problem:
+    """What became of a request, for its sender. A model's own error is told in one line, without its traceback."""
+    match error:
+        case RequestTooLarge():
+            return Problem(413, f"{_sentence(error)}.")
+        case QueueFull():
+            return Problem(503, f"The server is busy: {_sentence(error)}. Try again later.")
+        case DeadlineExceeded():
+            return Problem(504, f"The request was not run: {_sentence(error)}.")
+        case BatcherClosed():
+            return Problem(503, "The server is shutting down.")
+    return Problem(500, f"The model failed: {type(error).__name__}: {_sentence(error)}")
+
+
+def _sentence(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:SENTENCE_LENGTH] if lines else "no message"
