@@ -107,10 +107,8 @@ class LiveTest:
         job, load = self.stage.job, self.generator.load
         warm = figures.time >= load.warm_up_seconds
         sending = not self.generator.sending_ended
-        part = "draining" if not sending else "" if warm else "warm-up"
-        phase = (
-            ", ".join(word for word in (self.phase, part) if word) if self.phase != "measuring" else part or "measuring"
-        )
+        part = "measuring" if sending and warm else "warm-up" if sending else "draining"
+        phase = part if not self.phase else self.phase if part == "measuring" else f"{self.phase}, {part}"
         job.send(
             Ticked(
                 tick=LoadTick(

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from ...batching.policy import BatchPolicy
-from ...context import JobContext, LoadedVariant
+from ...context import JobCancelled, JobContext, LoadedVariant
 from ...models import ModelError
 from ...protocol import (
     Conditions,
@@ -183,12 +183,12 @@ class LoadStage:
         runs = self.copies.runs(settings.instances)
         try:
             self.copies.warm_up(settings.instances, self.pool[0], settings.max_batch_size)
-        except (ModelError, RuntimeUnavailable):
-            raise
         except Exception as error:
-            rows = settings.max_batch_size
+            if isinstance(error, RuntimeUnavailable | JobCancelled):
+                raise
+            what = str(error) if isinstance(error, ModelError) else f"{type(error).__name__}: {error}"
             raise ModelError(
-                f"{self.variant.record.name} fails on a batch of up to {rows} rows: {type(error).__name__}: {error}"
+                f"{self.variant.record.name} fails on batches of up to {settings.max_batch_size} rows: {what}"
             ) from error
         return BatcherTarget(runs, policy_of(settings)), lambda: self.conditions(settings.instances)
 

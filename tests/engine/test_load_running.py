@@ -1,0 +1,350 @@
+"""A load test of a real variant: copies of the model, the user's data as requests, ticks, knobs, and what is kept."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+from opened_models import baseline_of, job_on, linear_graph, opened, save_graph, write
+
+from engine.context import JobContext, LoadedVariant
+from engine.measurements.load_test.pool import request_pool
+from engine.measurements.load_test.running import LoadStage, read_trace, run_task
+from engine.models import ModelError
+from engine.protocol import LoadKnobs, LoadSearch, LoadSettings, LoadTest, LoadTick, Steer, TestLoad, Ticked, Took
+from engine.runtimes import RuntimeUnavailable, load
+from engine.runtimes.copies import ModelCopies
+
+
+class Bench:
+    """A job on one variant that records what it sends and can be steered."""
+
+    def __init__(self, directory: Path, path: Path, runtime: str = "onnxruntime", **said: Any) -> None:
+        self.variant: LoadedVariant = baseline_of(opened(path, **said), directory)
+        self.runtime = runtime
+        self.sent: list = []
+        self.ticked = threading.Event()
+        self.job: JobContext = job_on(self.variant, directory, self._take)
+        self.job.hear = self._listen
+        self.steer = lambda message: None
+
+    def _take(self, message: object) -> None:
+        self.sent.append(message)
+        if isinstance(message, Ticked):
+            self.ticked.set()
+
+    def _listen(self, take) -> None:
+        self.steer = take
+
+    def run(self, known: tuple[LoadTest, ...] = (), search: str = "", **settings):
+        """The outcome of the task: its last measurement."""
+        task = TestLoad(
+            variant=self.variant.record.id,
+            runtime=self.runtime,
+            settings=LoadSettings(**settings),
+            search=search,
+            known=known,
+        )
+        found, self.sentence = run_task(self.job, task)
+        return found[0]
+
+    def when_ticking(self, *messages: Steer) -> threading.Thread:
+        """Steer once ticks come, from another thread, as the engine does."""
+
+        def act() -> None:
+            assert self.ticked.wait(30)
+            for message in messages:
+                self.steer(message)
+
+        thread = threading.Thread(target=act)
+        thread.start()
+        return thread
+
+    @property
+    def ticks(self) -> list[LoadTick]:
+        return [message.tick for message in self.sent if isinstance(message, Ticked)]
+
+    @property
+    def kept(self) -> list[LoadTest]:
+        return [message.measurement for message in self.sent if isinstance(message, Took)]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path, linear_graph(tmp_path / "net.onnx"))
+
+
+def test_callers_are_all_answered_and_batches_form(bench: Bench) -> None:
+    test = bench.run(concurrency=16, seconds=0.8, warm_up_seconds=0.2, max_batch_size=8)
+    summary = test.summary
+    assert summary.completed > 100
+    assert summary.failed == summary.rejected == summary.unanswered == 0
+    assert max(map(int, summary.batch_sizes)) <= 8
+    assert max(map(int, summary.batch_sizes)) > 1
+    assert summary.scenario == "closed loop"
+    assert summary.latency_ms["p50"].value <= summary.latency_ms["p99"].value
+    assert test.conditions.runtime == "onnxruntime"
+    assert test.conditions.device == "cpu"
+    assert test.use.cpu is not None
+    assert test.use.gpu is None
+    assert "requests/s" in bench.sentence
+
+
+def test_ticks_tell_what_happened_and_add_up(bench: Bench) -> None:
+    test = bench.run(concurrency=4, seconds=1.4, warm_up_seconds=0.0)
+    ticks = bench.ticks
+    assert len(ticks) >= 3
+    assert sum(tick.completed for tick in ticks) <= test.summary.completed
+    assert [tick.seconds for tick in ticks] == sorted(tick.seconds for tick in ticks)
+    assert ticks[0].knobs == LoadKnobs(concurrency=4, max_batch_size=32, max_wait_ms=10.0, instances=1, paused=False)
+    assert all(tick.cpu is not None and 0 <= tick.cpu <= 1 for tick in ticks)
+    assert {tick.phase for tick in ticks} <= {"measuring", "draining"}
+    assert all(sum(tick.batch_sizes.values()) for tick in ticks if tick.completed)
+
+
+def test_knobs_turn_while_it_runs_and_leave_marks(bench: Bench) -> None:
+    steering = bench.when_ticking(
+        Steer(knobs=LoadKnobs(max_batch_size=2)),
+        Steer(knobs=LoadKnobs(concurrency=3)),
+        Steer(knobs=LoadKnobs(max_wait_ms=0.0, instances=2)),
+    )
+    test = bench.run(concurrency=16, seconds=2.5, warm_up_seconds=0.1, max_batch_size=8)
+    steering.join()
+    assert [mark.text for mark in test.marks] == ["max batch 2", "concurrency 3", "max wait ms 0, instances 2"]
+    assert any("changed while it ran" in note for note in test.notes)
+    last = bench.ticks[-1]
+    assert last.knobs == LoadKnobs(concurrency=3, max_batch_size=2, max_wait_ms=0.0, instances=2, paused=False)
+    assert max(map(int, last.batch_sizes), default=0) <= 2
+    assert test.settings.max_batch_size == 8
+
+
+def test_a_knob_that_does_not_fit_is_refused_in_the_log_and_changes_nothing(bench: Bench) -> None:
+    logged: list[str] = []
+    bench.job.log = logged.append  # type: ignore[method-assign]
+    steering = bench.when_ticking(Steer(knobs=LoadKnobs(rate=50.0)))
+    test = bench.run(concurrency=2, seconds=0.9, warm_up_seconds=0.0)
+    steering.join()
+    assert logged == ["Not changed: a closed loop has no rate: change its concurrency."]
+    assert test.marks == ()
+    assert bench.ticks[-1].knobs.rate is None
+
+
+def test_a_pause_stops_the_sending_and_stop_keeps_what_was_measured(bench: Bench) -> None:
+    def act() -> None:
+        assert bench.ticked.wait(30)
+        bench.steer(Steer(knobs=LoadKnobs(paused=True)))
+        seen = len(bench.ticks)
+        while len(bench.ticks) < seen + 4:
+            time.sleep(0.02)
+        bench.steer(Steer(stop=True))
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    began = time.monotonic()
+    test = bench.run(rate=200.0, seconds=60, warm_up_seconds=0.0)
+    thread.join()
+    assert time.monotonic() - began < 30
+    assert [mark.text for mark in test.marks] == ["paused"]
+    assert bench.ticks[-1].completed == 0
+    assert bench.ticks[-1].knobs.paused is True
+    assert test.summary.completed > 0
+    assert test.summary.unanswered == 0
+
+
+def test_requests_are_the_users_own_samples(bench: Bench) -> None:
+    copies = ModelCopies(bench.job.model, bench.variant, "onnxruntime", "cpu", 1)
+    pool, _ = request_pool(bench.job.model, copies, same_input=False)
+    assert len(pool) > 1
+    assert all(request["x"].shape == (1, 6) for request in pool)
+    assert len({request["x"].tobytes() for request in pool}) == len(pool)
+    same, notes = request_pool(bench.job.model, copies, same_input=True)
+    assert len(same) == 1
+    assert "same input" in notes[0]
+
+
+def test_a_model_with_one_batch_size_only_gets_whole_batches(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, linear_graph(tmp_path / "net.onnx", batch=4))
+    test = bench.run(concurrency=3, seconds=0.6, warm_up_seconds=0.0, max_batch_size=32)
+    assert set(test.summary.batch_sizes) == {"4"}
+    assert test.summary.failed == 0
+    assert "batches of 4 only" in " ".join(test.notes)
+
+
+def test_samples_along_another_axis_and_an_input_taken_whole(tmp_path: Path) -> None:
+    path = save_graph(
+        tmp_path / "net.onnx",
+        [helper.make_node("Transpose", ["x"], ["xt"], perm=[1, 0]), helper.make_node("MatMul", ["xt", "table"], ["y"])],
+        {"x": (TensorProto.FLOAT, [5, "batch"]), "table": (TensorProto.FLOAT, [5, 3])},
+        {"y": (TensorProto.FLOAT, ["batch", 3])},
+    )
+    bench = Bench(tmp_path, path, shapes={"x": [5, "batch"]})
+    model = bench.job.model
+    copies = ModelCopies(model, bench.variant, "onnxruntime", "cpu", 1)
+    (run,) = copies.runs(1)
+    example = model.example(3)
+    request = copies.rows_first(example)
+    assert {name: array.shape for name, array in request.items()} == {"x": (3, 5)}
+    whole = {"table": model.example(1)["table"]}
+    wanted = load(bench.variant, "onnxruntime", threads=1).run(example | whole)["y"]
+    assert np.allclose(run(request)["y"], wanted)
+    test = bench.run(concurrency=8, seconds=0.6, warm_up_seconds=0.0)
+    assert test.summary.failed == 0
+    assert test.summary.completed
+
+
+def test_openvino_compiles_few_shapes(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    bench = Bench(tmp_path, linear_graph(tmp_path / "net.onnx"), runtime="openvino")
+    copies = ModelCopies(bench.job.model, bench.variant, "openvino", "cpu", 1)
+    (run,) = copies.runs(1)
+    reference = load(bench.variant, "onnxruntime", threads=1)
+    for rows in (1, 2, 3, 5, 7, 8):
+        inputs = bench.job.model.example(rows, seed=rows)
+        assert np.allclose(run(inputs)["scores"], reference.run(inputs)["scores"], atol=1e-5)
+    compiled = copies.first()._compiled  # type: ignore[attr-defined]
+    assert len(compiled) == 4
+
+
+def test_copies_share_out_the_threads(bench: Bench) -> None:
+    copies = ModelCopies(bench.job.model, bench.variant, "onnxruntime", "cpu", 4)
+    assert len(copies.runs(2)) == 2
+    assert copies.first().threads == 2
+    assert copies.runs(2)[0] == copies.runs(2)[0]
+    copies.close()
+
+
+def test_a_model_that_fails_on_batches_is_said_before_the_load_starts(tmp_path: Path) -> None:
+    code = """
+        import torch
+
+        class Net(torch.nn.Module):
+            def forward(self, x):
+                if len(x) > 20:
+                    raise ValueError("too many rows for me")
+                return x * 2
+
+        def load_model():
+            return Net()
+
+        def example_input(batch_size):
+            return torch.ones(batch_size, 4)
+    """
+    bench = Bench(tmp_path, write(tmp_path, code), runtime="pytorch")
+    with pytest.raises(ModelError, match=r"fails on batches of up to 32 rows: .*too many rows for me"):
+        bench.run(concurrency=2, seconds=0.5, warm_up_seconds=0.0)
+    assert bench.run(concurrency=2, seconds=0.5, warm_up_seconds=0.0, max_batch_size=16).summary.completed
+
+
+def test_a_trace_is_replayed_and_a_bad_one_is_a_sentence(bench: Bench, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.txt"
+    trace.write_text("\n".join(str(0.01 * n) for n in range(40)))
+    test = bench.run(arrivals="replay", trace=str(trace), seconds=0.5, warm_up_seconds=0.0)
+    assert test.summary.scenario == "replay"
+    assert 30 <= test.summary.completed <= 50
+    trace.write_text("soon\nlater\n")
+    with pytest.raises(ModelError, match="one arrival time in seconds a line"):
+        read_trace(str(trace))
+
+
+def test_the_highest_rate_is_found_confirmed_kept_and_not_searched_again(bench: Bench) -> None:
+    # A limit far above what this model needs: every probe passes, however busy the machine is.
+    asked = {
+        "slo_p99_ms": 60_000.0,
+        "seconds": 0.5,
+        "warm_up_seconds": 0.1,
+        "max_queue_size": 1_000_000,
+        "same_input": True,
+    }
+    stage_limits = _Slow(bench)
+    search = stage_limits.run(**asked)
+    assert isinstance(search, LoadSearch)
+    assert search.best_rate_per_s is not None
+    assert search.best_rate_per_s <= search.capacity_per_s
+    assert search.confirmed == (3, 3)
+    assert bench.kept[0].purpose == "capacity"
+    assert sum(test.purpose == "confirmation" for test in bench.kept) == 3
+    assert len(search.points) == len(bench.kept)
+
+    kept, bench.sent = tuple(bench.kept), []
+    again = stage_limits.run(known=kept, **asked)
+    assert again.best_rate_per_s == search.best_rate_per_s
+    assert bench.kept == []
+
+
+class _Slow:
+    """The same job with a model that takes a little while, so that no rate needs many requests."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def run(self, **asked):
+        plain = ModelCopies.runs
+
+        def slowed(copies: ModelCopies, count: int):
+            def slow(run):
+                def call(inputs):
+                    time.sleep(0.0003)
+                    return run(inputs)
+
+                return call
+
+            return [slow(run) for run in plain(copies, count)]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ModelCopies, "runs", slowed)
+            return self.bench.run(search="rate-1", max_batch_size=1, **asked)
+
+
+def test_a_sweep_names_a_front_and_what_to_take(bench: Bench) -> None:
+    search = bench.run(
+        search="sweep-1",
+        sweep=True,
+        seconds=0.4,
+        warm_up_seconds=0.1,
+        sweep_batch_sizes=(1, 8),
+        sweep_waits_ms=(0.0,),
+        sweep_instances=(1,),
+    )
+    assert isinstance(search, LoadSearch)
+    assert [point.settings.max_batch_size for point in search.points] == [1, 8]
+    assert search.front
+    assert search.knee in search.front
+    assert search.recommended == search.knee
+    assert "the knee of the front" in search.sentence
+    assert len(bench.kept) == 2
+
+
+def test_stopping_a_search_keeps_the_tests_that_ended(bench: Bench) -> None:
+    def act() -> None:
+        while not bench.kept:
+            time.sleep(0.02)
+        bench.steer(Steer(stop=True))
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    search = bench.run(
+        search="sweep-2", sweep=True, seconds=1.0, warm_up_seconds=0.0, sweep_batch_sizes=(1, 2, 4, 8, 16, 32)
+    )
+    thread.join()
+    assert "stopped early" in search.sentence
+    assert 1 <= len(search.points) < 6
+    assert len(search.points) == len(bench.kept)
+
+
+def test_a_stage_that_cannot_load_the_variant_leaves_nothing_open(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, linear_graph(tmp_path / "net.onnx"))
+    broken = msgspec.structs.replace(bench.variant.record, format="pytorch")
+    stage = LoadStage(
+        bench.job,
+        LoadedVariant(broken, bench.variant.directory, bench.job.model),
+        "onnxruntime",
+        LoadSettings(offline=True),
+    )
+
+    with pytest.raises(RuntimeUnavailable, match="cannot run"):
+        stage.test(LoadSettings(offline=True, seconds=0.3, warm_up_seconds=0.0), "")
+    stage.close()

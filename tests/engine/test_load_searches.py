@@ -1,0 +1,302 @@
+"""The searches over load tests, decided on made-up tests whose truth is known: no model, no time."""
+
+from types import SimpleNamespace
+
+import msgspec
+import numpy as np
+import pytest
+
+from engine.measurements.load_test.rate_search import CLOSE_ENOUGH, find_rate, verdict_of
+from engine.measurements.load_test.saturation import backlog_growth, is_saturated
+from engine.measurements.load_test.sweep import knee_of, pareto_front, plan, sweep
+from engine.protocol import (
+    Conditions,
+    LoadPoint,
+    LoadSettings,
+    LoadSummary,
+    LoadTest,
+    Percentile,
+    TestLoad,
+)
+
+CAPACITY = 1000.0
+
+
+class Stage:
+    """Answers tests as a service would that keeps p99 under the limit up to `holds` requests a second."""
+
+    def __init__(self, holds: float, verdict=None) -> None:
+        self.holds, self.verdict = holds, verdict
+        self.asked: list[LoadTest] = []
+        self.kept: list[LoadTest] = []
+        self.stopped = False
+        self.stop_after: int | None = None
+        self.variant = SimpleNamespace(record=SimpleNamespace(id="v"))
+        self.job = SimpleNamespace(spec=SimpleNamespace(job="j", threads=2), model=SimpleNamespace(fixed_batch=None))
+
+    def conditions(self, instances: int) -> Conditions:
+        return Conditions(runtime="onnxruntime", device="cpu", processor="avx2")
+
+    def keep(self, test: LoadTest) -> None:
+        self.kept.append(test)
+
+    def test(self, settings, phase, search=None, purpose="run", stop_saturated=False) -> LoadTest:
+        rate = settings.rate
+        verdict = None
+        if rate is not None:
+            verdict = "PASS" if rate <= self.holds else "FAIL"
+            if self.verdict is not None:
+                verdict = self.verdict(len(self.asked), purpose, rate, settings) or verdict
+        batch = settings.max_batch_size
+        achieved = CAPACITY if rate is None and settings.offline else rate or 100.0 * batch / (1 + 0.05 * batch)
+        test = LoadTest(
+            id=str(len(self.asked)),
+            variant="v",
+            job="j",
+            created=0.0,
+            conditions=self.conditions(1),
+            settings=settings,
+            purpose=purpose,
+            search=search,
+            summary=LoadSummary(
+                scenario="Server",
+                valid=True,
+                seconds=settings.seconds,
+                offered_per_s=rate or achieved,
+                achieved_per_s=achieved,
+                rows_per_s=achieved,
+                completed=1000,
+                rejected=0,
+                failed=0,
+                unanswered=0,
+                latency_ms={
+                    "p50": Percentile(value=2.0),
+                    "p99": Percentile(value=1.0 + 0.5 * batch, at_most=1.2 + 0.5 * batch),
+                },
+                slo_ms=settings.slo_p99_ms,
+                verdict=verdict,
+            ),
+        )
+        self.asked.append(test)
+        if self.stop_after is not None and len(self.asked) >= self.stop_after:
+            self.stopped = True
+        return test
+
+
+def task(known=(), **settings) -> TestLoad:
+    return TestLoad(
+        variant="v", runtime="onnxruntime", settings=LoadSettings(**settings), search="s", known=tuple(known)
+    )
+
+
+# --- the highest rate ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("holds", [12.0, 130.0, 499.0, 640.0, 933.0])
+def test_the_rate_found_holds_and_the_next_higher_does_not(holds: float) -> None:
+    stage = Stage(holds)
+    found = find_rate(stage, task(slo_p99_ms=10.0))
+    assert found.best_rate_per_s is not None
+    assert found.best_rate_per_s <= holds
+    assert holds <= found.best_rate_per_s * CLOSE_ENOUGH * 1.001
+    assert found.confirmed == (3, 3)
+    assert found.capacity_per_s == CAPACITY
+    assert len(stage.kept) == len(found.points) < 20
+    assert f"{found.best_rate_per_s:.4g} requests/s keep p99 under 10 ms" in found.sentence
+
+
+def test_a_service_that_holds_at_any_rate_is_bounded_by_its_capacity() -> None:
+    found = find_rate(Stage(1e9), task(slo_p99_ms=10.0))
+    assert CAPACITY / CLOSE_ENOUGH <= found.best_rate_per_s <= CAPACITY
+    assert found.bracket_high_per_s is None
+    assert "the capacity is 1000" in found.sentence
+
+
+def test_one_that_never_holds_is_said_to() -> None:
+    found = find_rate(Stage(0.0), task(slo_p99_ms=10.0))
+    assert found.best_rate_per_s is None
+    assert found.confirmed is None
+    assert found.sentence.startswith("No rate keeps p99 under 10 ms")
+
+
+def test_confirmations_use_new_seeds_and_a_failed_one_lowers_the_rate() -> None:
+    failed = []
+
+    def verdict(number, purpose, rate, settings):
+        if purpose == "confirmation" and not failed:
+            failed.append(rate)
+            return "FAIL"
+        return None
+
+    stage = Stage(700.0, verdict)
+    found = find_rate(stage, task(slo_p99_ms=10.0))
+    assert found.best_rate_per_s == pytest.approx(failed[0] * 0.95)
+    assert found.bracket_high_per_s == pytest.approx(failed[0])
+    seeds = [test.settings.seed for test in stage.kept]
+    assert len(set(seeds[1:])) >= 3
+    assert len({test.settings.seed for test in stage.kept if test.purpose == "confirmation"}) == 3
+
+
+def test_an_unclear_test_is_repeated_longer_and_counts_as_failed_in_the_end() -> None:
+    def verdict(number, purpose, rate, settings):
+        return "UNCLEAR" if rate > 400 else None
+
+    stage = Stage(1e9, verdict)
+    found = find_rate(stage, task(slo_p99_ms=10.0, seconds=10.0))
+    assert found.best_rate_per_s <= 400
+    first = [test.settings for test in stage.kept if test.settings.rate == 500.0]
+    assert len(first) == 3
+    measured = [one.seconds - one.warm_up_seconds for one in first]
+    assert measured == pytest.approx([measured[0], 2 * measured[0], 4 * measured[0]])
+    assert len({one.seed for one in first}) == 3
+
+
+def test_a_search_that_was_cancelled_goes_on_where_it_stopped() -> None:
+    stage = Stage(640.0)
+    whole = find_rate(stage, task(slo_p99_ms=10.0))
+    half = stage.kept[: len(stage.kept) // 2]
+    resumed = Stage(640.0)
+    again = find_rate(resumed, task(half, slo_p99_ms=10.0))
+    assert again.best_rate_per_s == whole.best_rate_per_s
+    assert len(resumed.asked) == len(stage.kept) - len(half)
+    assert len(again.points) == len(whole.points)
+
+
+def test_one_that_is_stopped_says_so_and_claims_nothing() -> None:
+    stage = Stage(640.0)
+    stage.stop_after = 3
+    found = find_rate(stage, task(slo_p99_ms=10.0))
+    assert found.best_rate_per_s is None
+    assert found.sentence == "Stopped before a rate was confirmed; 500 requests/s passed once."
+    assert len(stage.kept) == 2  # the one that was stopped is not a finding
+
+
+def test_a_saturated_test_fails_whatever_its_verdict() -> None:
+    test = Stage(1e9).test(LoadSettings(rate=5.0, slo_p99_ms=1.0), "")
+    assert verdict_of(test) == "PASS"
+    assert verdict_of(msgspec.structs.replace(test, saturated=True)) == "FAIL"
+    invalid = msgspec.structs.replace(test.summary, valid=False)
+    assert verdict_of(msgspec.structs.replace(test, summary=invalid)) == "UNCLEAR"
+
+
+# --- saturation ------------------------------------------------------------------------------------
+
+
+def queue_lengths(load: float, seed: int, seconds: float = 12.0, rate: float = 200.0) -> tuple[list, list]:
+    """Requests in an M/D/1 queue, looked at four times a second."""
+    random = np.random.default_rng(seed)
+    arrivals = np.cumsum(random.exponential(1 / rate, int(rate * seconds * 1.2)))
+    service = load / rate
+    ends = np.empty_like(arrivals)
+    last = 0.0
+    for number, arrival in enumerate(arrivals):
+        last = max(last, arrival) + service
+        ends[number] = last
+    times = np.arange(1.0, seconds, 0.25)
+    return times.tolist(), [int((arrivals <= t).sum() - (ends <= t).sum()) for t in times]
+
+
+def test_a_queue_that_only_wanders_is_hardly_ever_called_saturated() -> None:
+    wrong = sum(is_saturated(*queue_lengths(0.8, seed), rate=200.0) for seed in range(200))
+    assert wrong <= 4
+
+
+def test_one_above_its_capacity_nearly_always_is() -> None:
+    right = sum(is_saturated(*queue_lengths(1.3, seed), rate=200.0) for seed in range(50))
+    assert right >= 48
+
+
+def test_the_growth_is_what_comes_minus_what_can_be_served() -> None:
+    times, levels = queue_lengths(1.5, seed=1)
+    slope, low = backlog_growth(times, levels)
+    assert slope == pytest.approx(200.0 - 200.0 / 1.5, rel=0.2)
+    assert 0 < low <= slope
+    assert backlog_growth(times[:5], levels[:5]) is None
+
+
+# --- the sweep -------------------------------------------------------------------------------------
+
+
+def point(rows: float, p99: float | None, **settings) -> LoadPoint:
+    return LoadPoint(
+        settings=LoadSettings(**settings),
+        offered_per_s=rows,
+        achieved_per_s=rows,
+        rows_per_s=rows,
+        p50_ms=1,
+        p99_ms=p99,
+    )
+
+
+def test_the_front_leaves_out_what_another_beats_in_both() -> None:
+    points = [point(100, 5), point(200, 6), point(150, 7), point(300, 20), point(300, 25), point(400, None)]
+    assert pareto_front(points) == (0, 1, 3)
+    assert knee_of(points, (0, 1, 3)) == 1
+    assert pareto_front([]) == ()
+    assert knee_of([], ()) is None
+
+
+def test_the_plan_gives_every_batch_enough_callers_and_the_cores_are_shared() -> None:
+    rows = plan(LoadSettings(sweep=True, sweep_batch_sizes=(8, 1), sweep_waits_ms=(0.0,)), 2, None)
+    assert [[(one.max_batch_size, one.instances, one.concurrency) for one in row] for row in rows] == [
+        [(1, 1, 1), (8, 1, 8)],
+        [(1, 2, 2), (8, 2, 16)],
+    ]
+    assert not any(one.sweep for row in rows for one in row)
+    at_a_rate = plan(LoadSettings(sweep=True, rate=50.0, sweep_batch_sizes=(8,), sweep_instances=(1,)), 2, None)
+    assert {one.concurrency for row in at_a_rate for one in row} == {None}
+    assert [
+        one.max_batch_size for row in plan(LoadSettings(sweep=True, sweep_instances=(1,)), 2, 4) for one in row
+    ] == [
+        4,
+        4,
+    ]
+
+
+def test_larger_batches_are_given_up_after_two_that_gained_nothing() -> None:
+    stage = Stage(1e9)
+    sizes = (1, 2, 64, 128, 256, 512)
+    found = sweep(
+        stage, task(sweep=True, sweep_batch_sizes=sizes, sweep_waits_ms=(0.0,), sweep_instances=(1,), concurrency=4)
+    )
+    assert [one.settings.max_batch_size for one in found.points] == [1, 2, 64, 128, 256]
+
+
+def test_a_limit_chooses_the_highest_throughput_within_it() -> None:
+    def verdict(number, purpose, rate, settings):
+        return None
+
+    stage = Stage(1e9, verdict)
+    plain = Stage.test
+
+    def judged(settings, *arguments, **options):
+        test = plain(stage, settings, *arguments, **options)
+        within = test.summary.latency_ms["p99"].value <= settings.slo_p99_ms
+        return msgspec.structs.replace(
+            test, summary=msgspec.structs.replace(test.summary, verdict="PASS" if within else "FAIL")
+        )
+
+    stage.test = judged
+    found = sweep(
+        stage,
+        task(
+            sweep=True, slo_p99_ms=6.0, sweep_batch_sizes=(1, 2, 4, 8, 16), sweep_waits_ms=(0.0,), sweep_instances=(1,)
+        ),
+    )
+    assert found.points[found.recommended].settings.max_batch_size == 8
+    assert "the highest throughput with p99 under 6 ms" in found.sentence
+    none = sweep(stage, task(sweep=True, slo_p99_ms=0.5, sweep_batch_sizes=(1, 2), sweep_waits_ms=(0.0,)))
+    assert none.recommended is None
+    assert none.sentence.startswith("No setting keeps p99 under 0.5 ms; the nearest is batch 1")
+
+
+def test_a_sweep_goes_on_where_it_stopped() -> None:
+    stage = Stage(1e9)
+    whole = sweep(stage, task(sweep=True, sweep_batch_sizes=(1, 2, 4), sweep_waits_ms=(0.0,), sweep_instances=(1,)))
+    resumed = Stage(1e9)
+    again = sweep(
+        resumed,
+        task(stage.kept[:2], sweep=True, sweep_batch_sizes=(1, 2, 4), sweep_waits_ms=(0.0,), sweep_instances=(1,)),
+    )
+    assert len(resumed.asked) == 1
+    assert again.points == whole.points
