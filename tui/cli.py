@@ -16,8 +16,8 @@ SAMPLE_MODELS = Path(__file__).resolve().parent.parent / "sample_models"
 """Shipped beside the packages, in a checkout and in a wheel alike."""
 
 COMMANDS = (
-    "open", "run", "apply", "compare", "explain", "profile", "load-test", "steer", "export", "ls", "attach", "stop",
-    "demo",
+    "open", "run", "apply", "compare", "explain", "profile", "load-test", "steer", "serve", "export", "ls", "attach",
+    "stop", "demo",
 )  # fmt: skip
 
 LOAD_FLAGS = {
@@ -89,7 +89,7 @@ def _dispatch(options: argparse.Namespace) -> int:
 
 def _headless(options: argparse.Namespace) -> tuple[Path, Any]:
     """The session and the coroutine function for a command without a screen."""
-    from . import headless, load_testing
+    from . import headless, load_testing, serving
 
     options.schema = options.command
     if options.command == "demo":
@@ -111,6 +111,7 @@ def _headless(options: argparse.Namespace) -> tuple[Path, Any]:
         "profile": headless.profile,
         "load-test": load_testing.load_test,
         "steer": load_testing.steer,
+        "serve": serving.serve,
         "export": headless.export,
         "stop": headless.stop,
     }
@@ -235,6 +236,18 @@ def _parser() -> argparse.ArgumentParser:
     steers.add_argument("--pause", action="store_true", help="send nothing for now")
     steers.add_argument("--resume", action="store_true", help="go on")
     steers.add_argument("--stop", action="store_true", help="end it now and keep what was measured")
+
+    serves = add("serve", "serve a variant to other programs: KServe v2 over HTTP and gRPC, plain JSON", output)
+    serves.add_argument("variant", metavar="VARIANT", help="a name, an id or best")
+    serves.add_argument("--runtime", metavar="RUNTIME", help="default: that of its best measurement")
+    serves.add_argument("--device", metavar="DEVICE", help='"cpu", "cuda:0", … (default: the session\'s)')
+    serves.add_argument("--host", metavar="H", help="address to listen on (default: 127.0.0.1, this machine only)")
+    serves.add_argument("--port", type=int, metavar="P", help="for HTTP (default: 8000; 0 picks a free one)")
+    serves.add_argument("--grpc-port", type=int, metavar="P", help="for gRPC (default: the one after --port)")
+    serves.add_argument("--max-batch-size", type=int, metavar="B", help="rows of the largest batch (default: 32)")
+    serves.add_argument("--max-wait-ms", type=float, metavar="W", help="wait for company at most so long (default: 10)")
+    serves.add_argument("--instances", type=int, metavar="I", help="copies of the model side by side (default: 1)")
+    serves.add_argument("--max-request-bytes", type=int, metavar="N", help="refuse longer bodies (default: 64 MiB)")
 
     exports = add("export", "write variants, results, report and recipe to a directory", output)
     exports.add_argument("variants", nargs="*", metavar="VARIANT", help="names, ids or best (default: best)")
