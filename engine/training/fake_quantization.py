@@ -213,7 +213,7 @@ class FakeQuantized(nn.Module):
         self._calls = Calls(module)
         self._mode = _Rounding(self._calls, sites, self.grids)
         self._held = [
-            layer.register_forward_pre_hook(lambda layer, _: layer.eval())
+            layer.register_forward_pre_hook(_keep_statistics)
             for layer in module.modules()
             if isinstance(layer, nn.modules.batchnorm._BatchNorm)
         ]
@@ -229,6 +229,10 @@ class FakeQuantized(nn.Module):
         for hook in self._held:
             hook.remove()
         return self.module
+
+
+def _keep_statistics(layer: nn.Module, _: Any) -> None:
+    layer.eval()
 
 
 class _Rounding(TorchFunctionMode):
