@@ -24,6 +24,7 @@ MODULES = (
     "quantization_aware_training",
     "quantization",
     "half_precision",
+    "fp8_quantization",
     "weight_quantization",
     "onnx_conversion",
     "graph_optimization",
