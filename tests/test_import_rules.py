@@ -30,6 +30,7 @@ IMPORTS = [
     ("from engine.techniques import all_techniques; all_techniques()", HEAVY | SCREEN),
     ("import engine.recipes, engine.exports", HEAVY | SCREEN),
     ("import engine.telemetry, engine.hardware, engine.targets", HEAVY | SCREEN),
+    ("from engine.batching import BatchPolicy, QueueFull", HEAVY | SCREEN | {"asyncio"}),
 ]
 """A statement, and what must not be in `sys.modules` after it."""
 
@@ -47,6 +48,10 @@ def modules_after(code: str, *options: str) -> set[str]:
 @pytest.mark.parametrize(("statement", "forbidden"), IMPORTS)
 def test_an_import_brings_nothing_heavy(statement, forbidden):
     assert modules_after(statement) & forbidden == set()
+
+
+def test_the_batcher_itself_comes_when_it_is_asked_for():
+    assert "numpy" in modules_after("from engine.batching import DynamicBatcher; DynamicBatcher(lambda inputs: inputs)")
 
 
 ENGINE_AT_WORK = """

@@ -1,5 +1,31 @@
-"""Dynamic batching: `DynamicBatcher` and `BatchPolicy`, usable on their own in an asyncio service."""
+"""Dynamic batching: `DynamicBatcher` and `BatchPolicy`, usable on their own in an asyncio service.
 
-from .batcher import BatcherClosed, BatchPolicy, DeadlineExceeded, DynamicBatcher, QueueFull, RequestTooLarge
+Light (no numpy, no asyncio) until `DynamicBatcher` is asked for: the engine and the client import the policy and the
+ways to be turned away, and only workers and services batch.
+"""
 
-__all__ = ["BatchPolicy", "BatcherClosed", "DeadlineExceeded", "DynamicBatcher", "QueueFull", "RequestTooLarge"]
+from typing import TYPE_CHECKING, Any
+
+from .policy import BatcherClosed, BatchPolicy, DeadlineExceeded, QueueFull, Rejected, RequestTooLarge
+
+if TYPE_CHECKING:
+    from .batcher import DynamicBatcher
+
+__all__ = [
+    "BatchPolicy",
+    "BatcherClosed",
+    "DeadlineExceeded",
+    "DynamicBatcher",
+    "QueueFull",
+    "Rejected",
+    "RequestTooLarge",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "DynamicBatcher":
+        from .batcher import DynamicBatcher
+
+        globals()[name] = DynamicBatcher  # asked for once
+        return DynamicBatcher
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
