@@ -10,6 +10,8 @@ from collections.abc import Callable
 from engine.protocol import Job, Running, Snapshot, Variant
 
 from .comparison import baseline_of
+from .heat import scan_of
+from .loads import load_jobs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +113,34 @@ def needs_explainable(situation: Situation) -> str | None:
     return None
 
 
+def needs_scannable(situation: Situation) -> str | None:
+    if reason := needs_variant(situation):
+        return reason
+    variant, model = situation.variant, situation.snapshot.model
+    if variant is not None and scan_of(situation.snapshot, variant) is None:
+        if variant.format != "pytorch":
+            return "Layers are made narrower in PyTorch: choose the variant that this one was exported from."
+        if model is not None and "train_data" not in model.offers:
+            return "The scan needs training data: add train_data() to the model file."
+    return None
+
+
+def needs_load_test(situation: Situation) -> str | None:
+    if reason := needs_model(situation):
+        return reason
+    if shown_load_test(situation) is None:
+        return "No load test of this variant has run yet: l starts one."
+    return None
+
+
+def shown_load_test(situation: Situation) -> Job | None:
+    """The load test that runs, else the newest of the chosen variant, else the newest of all."""
+    jobs = load_jobs(situation.snapshot)
+    running = [job for job in jobs if isinstance(job.state, Running)]
+    of_variant = [job for job in jobs if situation.variant is not None and job.variant == situation.variant.id]
+    return next(iter([*running, *of_variant, *jobs]), None)
+
+
 def needs_baseline(situation: Situation) -> str | None:
     if reason := needs_model(situation):
         return reason
@@ -139,9 +169,22 @@ class Action:
     def shown_key(self) -> str:
         """The key as a user reads it on the keyboard."""
         first = self.key.split(",")[0]
-        words = {"enter": "⏎", "question_mark": "?", "slash": "/", "ctrl+p": "^p", "ctrl+l": "^l"}
-        return words.get(first, first)
+        return SHOWN_KEYS.get(first, first)
 
+
+SHOWN_KEYS = {
+    "enter": "⏎",
+    "escape": "esc",
+    "question_mark": "?",
+    "slash": "/",
+    "plus": "+",
+    "minus": "-",
+    "greater_than_sign": ">",
+    "less_than_sign": "<",
+    "ctrl+p": "^p",
+    "ctrl+l": "^l",
+}
+"""Textual's names of keys → what stands on the keyboard."""
 
 GROUPS = ("Model", "Variant", "Job", "View", "Session")
 """The sections of the help, in order."""
@@ -164,6 +207,32 @@ ACTIONS = (
         "Say why the chosen variant is, or is not, faster than the one it was made from.",
         "Variant",
         needs_explainable,
+        footer=False,
+    ),
+    Action(
+        "sensitivity",
+        "h",
+        "layers",
+        "Show how much accuracy each layer costs when made narrower, and prune by it.",
+        "Variant",
+        needs_scannable,
+        footer=False,
+    ),
+    Action(
+        "load_test",
+        "l",
+        "load test",
+        "Send requests to the chosen variant; watch throughput and tail latency, turn the knobs while it runs.",
+        "Variant",
+        needs_variant,
+    ),
+    Action(
+        "show_load_test",
+        "v",
+        "load view",
+        "Show the load test that runs, or the newest one of the chosen variant.",
+        "Variant",
+        needs_load_test,
         footer=False,
     ),
     Action(
@@ -256,6 +325,7 @@ FOOTER_ORDER = (
     "show_help",
     "quit",
     "next_batch_size",
+    "load_test",
     "change_options",
     "copy",
     "delete_variant",

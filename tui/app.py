@@ -14,7 +14,7 @@ from textual.app import App
 from textual.binding import BindingType
 from textual.screen import Screen
 
-from engine.protocol import Command, Job, OpenModel, Result
+from engine.protocol import Command, Job, LoadSettings, OpenModel, Result
 
 from .connection import TELEMETRY_HZ, Connect, Connection, NotConnected
 from .curves import is_training
@@ -38,7 +38,7 @@ class TrimtabApp(App[None]):
     """
 
     TITLE = "trimtab"
-    CSS_PATH = [HERE / "app.tcss", HERE / "screens/main.tcss", HERE / "panes/panes.tcss"]
+    CSS_PATH = [HERE / "app.tcss", HERE / "screens/main.tcss", HERE / "panes/panes.tcss", HERE / "panes/load_test.tcss"]
     HORIZONTAL_BREAKPOINTS = [
         (0, "-too-narrow"),
         (60, "-narrow"),
@@ -79,6 +79,8 @@ class TrimtabApp(App[None]):
         self.connection = Connection(self.session_directory, self._changed, clock, connect)
         self._open_model = open_model
         self._choices: dict[str, Any] = {"batch_size": None, "sort": "tree", "filter": ""}
+        self.last_load: LoadSettings | None = None
+        """What the next load test's form begins with."""
         self._painting = False
         self._reading: set[str] = set()
 

@@ -8,23 +8,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual.content import Content
+from textual.screen import Screen
 
 from engine.protocol import (
     CancelJob,
     DeleteVariant,
+    DescribeLoadTest,
     Exported,
     ExportVariants,
     Field,
     GetRecipe,
     ListTechniques,
+    LoadSettings,
     MeasureVariant,
     OpenModel,
     SetOptions,
     Techniques,
     Text,
+    Variant,
 )
 
+from .actions import shown_load_test
 from .comparison import best_variant, variant_named
+from .loads import is_load_test
 from .parameters import command_line
 from .text import clean
 from .theme import THEMES
@@ -86,6 +92,49 @@ async def explain(app: "TrimtabApp") -> None:
     assert variant is not None
     assert variant.parent is not None
     await app.push_screen(ExplainScreen(variant, variant.parent))
+
+
+async def sensitivity(app: "TrimtabApp") -> None:
+    from .screens.sensitivity import SensitivityScreen
+
+    variant = app.main.situation().variant
+    assert variant is not None
+    await app.push_screen(SensitivityScreen(variant))
+
+
+async def load_test(app: "TrimtabApp") -> None:
+    variant = app.main.situation().variant
+    assert variant is not None
+    await start_load_test(app, variant, app.last_load)
+
+
+async def start_load_test(
+    app: "TrimtabApp", variant: Variant, before: LoadSettings | None, instead_of: Screen[None] | None = None
+) -> None:
+    """Ask what load, start it, and watch it; `before` is what the form begins with, `instead_of` a screen to leave."""
+    from .screens.load_test import LoadTestScreen
+    from .screens.load_test_form import LoadFormScreen
+
+    reply = await app.ask(DescribeLoadTest(request=0, variant=variant.id))
+    if not isinstance(reply, Techniques) or not reply.techniques:
+        return
+    started = await app.push_screen_wait(LoadFormScreen(reply.techniques[0], variant, before))
+    if started is None:
+        return
+    run, app.last_load = started
+    screen = LoadTestScreen(run=run, settings=app.last_load)
+    if instead_of is not None and app.screen is instead_of:
+        await app.switch_screen(screen)
+    else:
+        await app.push_screen(screen)
+
+
+async def show_load_test(app: "TrimtabApp") -> None:
+    from .screens.load_test import LoadTestScreen
+
+    job = shown_load_test(app.main.situation())
+    assert job is not None
+    await app.push_screen(LoadTestScreen(job.id))
 
 
 async def show_details(app: "TrimtabApp") -> None:
@@ -187,9 +236,10 @@ async def cancel_job(app: "TrimtabApp") -> None:
 async def show_log(app: "TrimtabApp") -> None:
     from .screens.job import JobScreen
 
+    from .screens.load_test import LoadTestScreen
     job = app.main.situation().job
     assert job is not None
-    await app.push_screen(JobScreen(job))
+    await app.push_screen(LoadTestScreen(job.id) if is_load_test(job) else JobScreen(job))
 
 
 async def change_options(app: "TrimtabApp") -> None:

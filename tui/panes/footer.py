@@ -4,16 +4,18 @@ Own widget because Textual's footer mounts a dozen widgets anew whenever an acti
 one line that repaints the words that changed.
 """
 
+from collections.abc import Sequence
+
 from textual import events
 from textual.message import Message
 
-from ..actions import ACTIONS, FOOTER_ORDER, Situation
+from ..actions import ACTIONS, FOOTER_ORDER, Action, Situation
 from ..lines import LineView, Span
 from ..text import width_of
 
 
 class FooterPane(LineView):
-    """Shows a situation."""
+    """Shows a situation: those of `actions` that `order` names, its first the longest."""
 
     class Pressed(Message):
         """An action was clicked."""
@@ -22,16 +24,19 @@ class FooterPane(LineView):
             super().__init__()
             self.id = id
 
-    def __init__(self, *, id: str | None = None) -> None:
+    def __init__(
+        self, *, id: str | None = None, actions: Sequence[Action] = ACTIONS, order: Sequence[str] = FOOTER_ORDER
+    ) -> None:
         super().__init__(id=id)
+        self._actions, self._order = actions, order
         self._ends: list[tuple[int, str]] = []
 
     def show(self, situation: Situation) -> None:
         """As many actions as fit, in the order of the registry."""
         room = self.size.width - 1
         kept = set()
-        actions = {action.id: action for action in ACTIONS}
-        for id in FOOTER_ORDER:
+        actions = {action.id: action for action in self._actions}
+        for id in self._order:
             cells = width_of(actions[id].shown_key) + len(actions[id].label) + 3
             if cells > room:
                 break
@@ -40,7 +45,7 @@ class FooterPane(LineView):
         spans: list[Span] = [(" ", "")]
         self._ends = []
         x = 1
-        for action in ACTIONS:
+        for action in self._actions:
             if action.id not in kept:
                 continue
             available = action.reason(situation) is None

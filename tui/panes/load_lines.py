@@ -237,7 +237,8 @@ def axis(window: Window, width: int, lines_at: Sequence[int] = ()) -> Line:
         shown = clock(number * every)
         at = round((number * every - window.start) / window.seconds * (cells - 1))
         at = min(at, cells - len(shown))
-        text[at : at + len(shown)] = shown
+        if not any(at - 1 <= x <= at + len(shown) for x in lines_at):
+            text[at : at + len(shown)] = shown
         number += 1
     for x in lines_at:
         text[x] = "▲"

@@ -9,6 +9,7 @@
 Pure functions; a search that still runs is drawn from the tests it has stored, one that has ended from its findings.
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from ..lines import Line, Span
 from ..loads import Found, batching
 from ..plots import LABEL, LEFT_DOTS, RIGHT_DOTS
 from ..table import Row
-from ..text import fit, width_of
+from ..text import clean, fit, width_of
 from .load_lines import Scale, round_down, round_up
 
 VERDICTS = {"PASS": ("✓", "good"), "FAIL": ("✗", "bad"), "UNCLEAR": ("?", "warn"), None: ("·", "muted")}
@@ -53,7 +54,7 @@ def heading(kind: str) -> Line:
 
 def findings(search: LoadSearch) -> list[tuple[str, str]]:
     """(text, role) of what an ended search found, one line each; the sentence first."""
-    lines = [(search.sentence, "strong")]
+    lines = [(clean(search.sentence, 600), "strong")]
     limit = search.settings.slo_p99_ms
     if search.settings.kind == "rate":
         if search.best_rate_per_s is not None:
@@ -152,7 +153,7 @@ def _axis(most: float, cells: int) -> Line:
 def _join(grid: list[list[str]], roles: list[list[str]], places: list[tuple[int, int]]) -> None:
     """Draw straight lines from dot to dot."""
     rows = len(grid)
-    for (x0, y0), (x1, y1) in zip(places, places[1:]):
+    for (x0, y0), (x1, y1) in itertools.pairwise(places):
         steps = max(abs(x1 - x0), abs(y1 - y0), 1)
         for number in range(steps + 1):
             x, y = round(x0 + (x1 - x0) * number / steps), round(y0 + (y1 - y0) * number / steps)

@@ -1,5 +1,6 @@
 """Every key there is, from the registry of actions, with the reason beside what is not available now."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -9,7 +10,7 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from ..actions import ACTIONS, GROUPS, Situation
+from ..actions import ACTIONS, GROUPS, Action, Situation
 
 MORE = (
     ("↑ ↓ j k", "Move the cursor; Page Up/Down, Home/End, g/G too."),
@@ -37,14 +38,14 @@ class HelpScreen(ModalScreen[None]):
         Binding("k", "scroll(-1)", show=False),
     ]
 
-    def __init__(self, situation: Situation) -> None:
+    def __init__(self, situation: Situation, actions: Sequence[Action] = ACTIONS) -> None:
         super().__init__()
-        self._situation = situation
+        self._situation, self._actions = situation, actions
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(classes="dialog", id="help") as dialog:
             dialog.border_title = Content(" Keys ")
-            yield Static(help_text(self._situation))
+            yield Static(help_text(self._situation, self._actions))
 
     def on_mount(self) -> None:
         self.query_one("#help").focus()
@@ -53,12 +54,13 @@ class HelpScreen(ModalScreen[None]):
         self.query_one("#help").scroll_relative(y=by, animate=False)
 
 
-def help_text(situation: Situation) -> Content:
-    """The whole help."""
+def help_text(situation: Situation, actions: Sequence[Action] = ACTIONS) -> Content:
+    """The whole help of a screen."""
     lines: list[Content] = []
-    for group in GROUPS:
+    found = {action.group for action in actions}
+    for group in [one for one in GROUPS if one in found] + sorted(found - set(GROUPS)):
         lines.append(Content.styled(group, "bold $secondary"))
-        for action in ACTIONS:
+        for action in actions:
             if action.group != group:
                 continue
             reason = action.reason(situation)
