@@ -10,7 +10,6 @@ from collections.abc import Callable
 from engine.protocol import Job, Running, Snapshot, Variant
 
 from .comparison import baseline_of
-from .heat import scan_of
 from .loads import load_jobs
 
 
@@ -113,18 +112,6 @@ def needs_explainable(situation: Situation) -> str | None:
     return None
 
 
-def needs_scannable(situation: Situation) -> str | None:
-    if reason := needs_variant(situation):
-        return reason
-    variant, model = situation.variant, situation.snapshot.model
-    if variant is not None and scan_of(situation.snapshot, variant) is None:
-        if variant.format != "pytorch":
-            return "Layers are made narrower in PyTorch: choose the variant that this one was exported from."
-        if model is not None and "train_data" not in model.offers:
-            return "The scan needs training data: add train_data() to the model file."
-    return None
-
-
 def needs_load_test(situation: Situation) -> str | None:
     if reason := needs_model(situation):
         return reason
@@ -210,15 +197,6 @@ ACTIONS = (
         footer=False,
     ),
     Action(
-        "sensitivity",
-        "h",
-        "layers",
-        "Show how much accuracy each layer costs when made narrower, and prune by it.",
-        "Variant",
-        needs_scannable,
-        footer=False,
-    ),
-    Action(
         "load_test",
         "l",
         "load test",
@@ -272,7 +250,15 @@ ACTIONS = (
         needs_unfinished_job,
         dangerous=True,
     ),
-    Action("show_log", "L", "log", "Read the whole log of the chosen job.", "Job", needs_job, footer=False),
+    Action(
+        "show_log",
+        "L",
+        "log",
+        "Show the chosen job: curves of its training, whole log.",
+        "Job",
+        needs_job,
+        footer=False,
+    ),
     Action(
         "change_options",
         "a",
@@ -317,6 +303,7 @@ ACTIONS = (
 FOOTER_ORDER = (
     "apply_technique",
     "measure",
+    "load_test",
     "show_details",
     "compare",
     "export",
@@ -325,7 +312,6 @@ FOOTER_ORDER = (
     "show_help",
     "quit",
     "next_batch_size",
-    "load_test",
     "change_options",
     "copy",
     "delete_variant",

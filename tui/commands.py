@@ -94,14 +94,6 @@ async def explain(app: "TrimtabApp") -> None:
     await app.push_screen(ExplainScreen(variant, variant.parent))
 
 
-async def sensitivity(app: "TrimtabApp") -> None:
-    from .screens.sensitivity import SensitivityScreen
-
-    variant = app.main.situation().variant
-    assert variant is not None
-    await app.push_screen(SensitivityScreen(variant))
-
-
 async def load_test(app: "TrimtabApp") -> None:
     variant = app.main.situation().variant
     assert variant is not None
@@ -234,9 +226,10 @@ async def cancel_job(app: "TrimtabApp") -> None:
 
 
 async def show_log(app: "TrimtabApp") -> None:
+    """The chosen job whole; of a load test its charts, from where L leads to the log."""
     from .screens.job import JobScreen
-
     from .screens.load_test import LoadTestScreen
+
     job = app.main.situation().job
     assert job is not None
     await app.push_screen(LoadTestScreen(job.id) if is_load_test(job) else JobScreen(job))
