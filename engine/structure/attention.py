@@ -8,7 +8,7 @@ reshapes to (batch, tokens, heads, size) lays them out.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "nhead",
 KEY_VALUE_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 """Attributes of attention in which several heads share keys and values."""
 
-INNER_WIDTHS = ("all_head_size", "inner_dim", "attn_dim", "inner_width")
+INNER_WIDTHS = ("all_head_size", "inner_dim", "attn_dim", "inner_width", "split_size")
 """Attributes that hold heads × size of a head, without doubt."""
 
 
@@ -36,10 +36,40 @@ class Heads:
     count: int
     size: int
     """Columns a head."""
+    packed: nn.Linear | None = None
+    """The one projection that makes all queries, then all keys, then all values, where Torch-Pruning loses them (1.6.1
+    does behind a split); its rows are then taken out here."""
 
     def columns(self, heads: Sequence[int]) -> list[int]:
         """The columns of `output` that these heads feed."""
         return [head * self.size + i for head in heads for i in range(self.size)]
+
+    def rows(self, heads: Sequence[int]) -> list[int]:
+        """The rows of `packed` that make these heads."""
+        assert self.packed is not None
+        inner = self.count * self.size
+        chunks = range(0, self.packed.out_features, inner)
+        return [start + column for start in chunks for column in self.columns(heads)]
+
+    @torch.no_grad()
+    def remove_packed(self, heads: Sequence[int]) -> None:
+        """Take heads out of `packed` and of `output`."""
+        assert self.packed is not None
+        kept = [head for head in range(self.count) if head not in set(heads)]
+        rows, columns = torch.tensor(self.rows(kept)), torch.tensor(self.columns(kept))
+        self.packed.weight = nn.Parameter(self.packed.weight[rows].clone())
+        if self.packed.bias is not None:
+            self.packed.bias = nn.Parameter(self.packed.bias[rows].clone())
+        self.output.weight = nn.Parameter(self.output.weight[:, columns].clone())
+        self.packed.out_features, self.output.in_features = len(rows), len(columns)
+
+    def packed_mass(self, mass: Callable[[torch.Tensor], torch.Tensor], with_bias: bool) -> torch.Tensor:
+        """(heads,): the mass of the rows of `packed` that make each head. `mass`: weight → its own shape."""
+        assert self.packed is not None
+        rows = mass(self.packed.weight).sum(1)
+        if with_bias and self.packed.bias is not None:
+            rows = rows + mass(self.packed.bias)
+        return rows.reshape(-1, self.count, self.size).sum((0, 2))
 
     def shrink(self, removed: int) -> None:
         """Tell the module that so many heads are gone."""
@@ -84,6 +114,22 @@ def heads_of(module: nn.Module, owner: str, group: Any) -> Heads | str:
     if count < 1 or output.in_features % count:
         return f"its {output.in_features} columns do not divide into {count} heads"
     return Heads(place, attribute, output, count, output.in_features // count)
+
+
+def packed_projection(heads: Heads, followed: Any) -> nn.Linear | None:
+    """The projection of queries, keys and values in one, if Torch-Pruning's group `followed` misses a part of it.
+
+    `followed` is the group of the output projection's columns of one head.
+    """
+    import torch_pruning as tp
+
+    for item in followed:
+        layer = item.dep.target.module
+        if item.dep.handler == tp.prune_linear_out_channels and isinstance(layer, nn.Linear):
+            parts, rest = divmod(layer.out_features, heads.output.in_features)
+            if not rest and parts > 1 and len(item.idxs) != parts * heads.size:
+                return layer
+    return None
 
 
 @torch.no_grad()

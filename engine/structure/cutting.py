@@ -81,11 +81,7 @@ class _Cutting:
 
     def _network(self, module: nn.Module) -> PrunableNetwork:
         """A module between cuts as a network, with the groups that were found and tried in the uncut one."""
-        network = PrunableNetwork(module, self.call, check=False)
-        network.groups = [group for group in network.groups if group.name in self.widths_before]
-        for group in network.groups:
-            group.original = self.widths_before[group.name]
-        return network
+        return PrunableNetwork(module, self.call, known=self.whole.groups)
 
     def _cut_once(self, network: PrunableNetwork, cycle: int) -> None:
         """Bring the network to the widths of this cycle: equal factors lead from the whole to the last one."""

@@ -56,6 +56,8 @@ def unit_scores(network: PrunableNetwork, group: Group, kind: Literal["l2", "tay
     """Scores of a group's units: (1, width), or (cells, width) for a recurrent layer; mean 1 in every row."""
     if group.recurrent is not None:
         scores = group.recurrent.importance(mass)
+    elif group.heads is not None and group.heads.packed is not None:
+        scores = group.heads.packed_mass(mass, with_bias=kind == "taylor")[None]
     else:
         scores = _graph_scores(network, group, kind, mass)[None]
     if kind == "l2":

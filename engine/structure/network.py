@@ -14,20 +14,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 import fnmatch
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from ..protocol import Left
 from . import attention
+from .following import Call, CannotFollow, dependency_graph, followed_groups, tensors_of
+from .linears import ordinary_linears
 from .recurrent import RecurrentLayer, find_recurrent
-
-Call = Callable[[nn.Module], Any]
-"""One forward call of a module on example inputs; gradients as they are set outside."""
 
 Kind = Literal["channels", "neurons", "heads", "hidden units"]
 
@@ -39,8 +36,7 @@ EXACT = 1e-4
 """Relative difference up to which two outputs count as the same: rounding of a deep network is about 1e-6."""
 
 
-FEWEST_LINKS, LINKS_PER_NODE = 3000, 20
-"""A group of more links than both of these allow has no end: real ones have a few for each node of the graph."""
+KEEPS_HEADS = "PyTorch's MultiheadAttention cannot have fewer heads: its heads must fill its whole width"
 
 
 class CannotPrune(Exception):
@@ -61,6 +57,8 @@ class Group:
     original: int = 0
     """How many there were before anything was removed."""
     root: nn.Module | None = None
+    root_name: str = ""
+    """The path of the layer that it was followed from."""
     heads: attention.Heads | None = None
     recurrent: RecurrentLayer | None = None
 
@@ -74,21 +72,26 @@ class PrunableNetwork:
         call: Call,
         protect: Sequence[str] = (),
         recurrent: list[RecurrentLayer] | None = None,
-        check: bool = True,
+        known: Sequence[Group] | None = None,
     ) -> None:
         """`protect`: name patterns (`head`, `blocks.0.*`) of layers to leave alone.
 
-        `recurrent` and `check=False` spare the search and the trial in a copy of a network whose groups are known.
-        Raises CannotPrune when the network cannot be followed at all.
+        `known` are the groups of the network that this one is a copy of: they alone are followed, and not tried again.
+        `recurrent` spares the search for their readers. Raises CannotPrune when the network cannot be followed at all.
         """
         self.module, self.call = module, call
         self.left: list[Left] = []
+        ordinary_linears(module)
         for parameter in module.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         self._names = {layer: name for name, layer in module.named_modules()}
         if recurrent is None:
             recurrent = list(find_recurrent(module, call, self.left))
         self._recurrent = recurrent
+        self._roots = None if known is None else {module.get_submodule(group.root_name) for group in known}
+        for name, layer in module.named_modules():
+            if isinstance(layer, nn.MultiheadAttention):
+                self.left.append(Left(name=name, reason=KEEPS_HEADS))
         self._graph = self._trace(bool(recurrent))
         groups = [*self._graph_groups(), *(self._recurrent_group(layer) for layer in recurrent)]
         self.groups: list[Group] = []
@@ -98,9 +101,14 @@ class PrunableNetwork:
             else:
                 group.original = group.width
                 self.groups.append(group)
-        if check:
-            self._keep_what_works()
-        if check and not self.groups:
+        if known is not None:
+            originals = {group.name: group.original for group in known}
+            self.groups = [group for group in self.groups if group.name in originals]
+            for group in self.groups:
+                group.original = originals[group.name]
+            return
+        self._keep_what_works()
+        if not self.groups:
             reasons = "; ".join(f"{left.name}: {left.reason}" for left in self.left[:3])
             raise CannotPrune(f"No layer of this network can be made narrower ({reasons or 'none has channels'}).")
 
@@ -108,7 +116,7 @@ class PrunableNetwork:
         return next(group for group in self.groups if group.name == name)
 
     def dependents(self, group: Group, units: Sequence[int]) -> Any:
-        """Torch-Pruning's group for removing these units (not for recurrent layers)."""
+        """Torch-Pruning's group for removing these units (not for recurrent layers and packed heads)."""
         import torch_pruning as tp
 
         if group.heads is not None:
@@ -122,12 +130,7 @@ class PrunableNetwork:
     def copy(self) -> PrunableNetwork:
         """The same network and groups again, to try something on."""
         module, recurrent = copy.deepcopy((self.module, self._recurrent))
-        twin = PrunableNetwork(module, self.call, recurrent=recurrent, check=False)
-        known = {group.name: group for group in self.groups}
-        twin.groups = [group for group in twin.groups if group.name in known]
-        for group in twin.groups:
-            group.original = known[group.name].original
-        return twin
+        return PrunableNetwork(module, self.call, recurrent=recurrent, known=self.groups)
 
     def remove(self, group: Group, units: Sequence[Sequence[int]]) -> None:
         """Take units out, for good. At least one must stay.
@@ -142,10 +145,12 @@ class PrunableNetwork:
             raise ValueError(f"{group.name} has {group.width} units: at least one must stay")
         if group.recurrent is not None:
             group.recurrent.remove(units)
+        elif group.heads is not None and group.heads.packed is not None:
+            group.heads.remove_packed(units[0])
         else:
             self.dependents(group, sorted(units[0])).prune()
-            if group.heads is not None:
-                group.heads.shrink(count)
+        if group.heads is not None:
+            group.heads.shrink(count)
         group.width -= count
 
     def remove_least(self, group: Group, scores: torch.Tensor, count: int) -> None:
@@ -156,28 +161,21 @@ class PrunableNetwork:
     # --- finding groups
 
     def _trace(self, has_recurrent: bool) -> Any:
-        """Torch-Pruning's dependency graph; None where it fails and recurrent layers are all there is to prune."""
-        import torch_pruning as tp
-
-        def run(module: nn.Module, _: Any) -> list[torch.Tensor]:
-            return [tensor for tensor in tensors_of(self.call(module)) if tensor.grad_fn is not None]
-
+        """The dependency graph; None where it fails and recurrent layers are all there is to prune."""
         try:
-            with torch.enable_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return tp.DependencyGraph().build_dependency(self.module, None, forward_fn=run, verbose=False)
-        except Exception as error:  # it fails in many ways on operations it does not know
-            if not has_recurrent:
-                raise CannotPrune(
-                    f"Torch-Pruning cannot follow this network's layers ({type(error).__name__}: {error})."
-                ) from error
-            return None
+            return dependency_graph(self.module, self.call)
+        except CannotFollow as error:
+            if has_recurrent:
+                return None
+            raise CannotPrune(f"Torch-Pruning cannot follow this network's layers ({error}).") from error
 
     def _graph_groups(self) -> Iterator[Group]:
+        import torch_pruning as tp
+
         if self._graph is None:
             return
         final = self._output_layers()
-        for found in self._followed():
+        for found in followed_groups(self._graph, self.module, self._roots, self._endless):
             layers = [item.dep.target.module for item in found]
             narrower = {
                 item.dep.target.module for item in found if self._graph.is_out_channel_pruning_fn(item.dep.handler)
@@ -195,31 +193,15 @@ class PrunableNetwork:
                 if isinstance(heads, str):
                     self.left.append(Left(name=name, reason=heads))
                 else:
-                    yield Group(name=owner, kind="heads", width=heads.count, members=members, root=root, heads=heads)
+                    one = self._graph.get_pruning_group(heads.output, tp.prune_linear_in_channels, heads.columns([0]))
+                    heads.packed = attention.packed_projection(heads, one)
+                    yield Group(owner, "heads", heads.count, members, root=root, root_name=name, heads=heads)
                 continue
             kind: Kind = "neurons" if isinstance(root, nn.Linear) else "channels"
-            yield Group(name=name, kind=kind, width=len(found[0].idxs), members=members, root=root)
+            yield Group(name, kind, len(found[0].idxs), members, root=root, root_name=name)
 
-    def _followed(self) -> list[Any]:
-        """Torch-Pruning's groups. Raises CannotPrune where it goes round in circles (rotary embeddings: 1.6.1)."""
-        import torch_pruning as tp
-
-        graph, names = tp.dependency.graph, self._names
-        most = max(FEWEST_LINKS, LINKS_PER_NODE * len(self._graph.module2node))
-
-        class Bounded(graph.Group):  # type: ignore[name-defined]
-            def add_dep(self, dep: Any, idxs: Any) -> None:
-                if len(self._group) > most:
-                    name = names.get(self._group[0].dep.target.module, "a layer")
-                    raise CannotPrune(f"Torch-Pruning finds no end following what hangs on {name}.")
-                super().add_dep(dep, idxs)
-
-        unbounded = graph.Group
-        graph.Group = Bounded  # there is no other way in: the class is looked up in that module
-        try:
-            return list(self._graph.get_all_groups(root_module_types=[nn.modules.conv._ConvNd, nn.Linear]))
-        finally:
-            graph.Group = unbounded
+    def _endless(self, layer: nn.Module) -> None:
+        self.left.append(Left(name=self._names[layer], reason="Torch-Pruning finds no end following what hangs on it"))
 
     def _why_not(self, layers: list[Any], final: set[Any]) -> str | None:
         """Why a group as a whole is not offered; None when it may be. `final`: its layers that make the output."""
@@ -311,8 +293,3 @@ def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Up to the rounding of float32 in another order."""
     one, other = one.double(), other.double()
     return float((one - other).norm()) <= EXACT * max(float(one.norm()), 1e-6)
-
-
-def tensors_of(outputs: Any) -> list[torch.Tensor]:
-    """The tensors in a nest of outputs, in order."""
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]

@@ -8,6 +8,7 @@ from ..context import JobContext, LoadedVariant, VariantFiles
 from ..models.torch_model import save_module
 from ..protocol import Changed
 from .cost import parameters_of
+from .linears import ordinary_linears
 from .masks import Masks, apply_masks, compressed_bytes, magnitude_masks, sparsity_of, two_of_four_masks
 from .network import CannotPrune
 from .retraining import Retraining
@@ -20,6 +21,7 @@ def zero_weights(source: LoadedVariant, parameters: PruneUnstructured, job: JobC
     """The technique `prune-unstructured`. Raises CannotPrune when no weight could be chosen."""
     retraining = Retraining(source, parameters, job, "prune-unstructured")
     module = source.module()
+    ordinary_linears(module)
     if parameters.pattern == "2:4":
         masks, left = two_of_four_masks(module, parameters.protect)
     else:
