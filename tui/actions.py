@@ -10,6 +10,7 @@ from collections.abc import Callable
 from engine.protocol import Job, Running, Snapshot, Variant
 
 from .comparison import baseline_of
+from .heat import scan_of
 from .loads import load_jobs
 
 
@@ -112,6 +113,18 @@ def needs_explainable(situation: Situation) -> str | None:
     return None
 
 
+def needs_scannable(situation: Situation) -> str | None:
+    if reason := needs_variant(situation):
+        return reason
+    variant, model = situation.variant, situation.snapshot.model
+    if variant is not None and scan_of(situation.snapshot, variant) is None:
+        if variant.format != "pytorch":
+            return "Layers are made narrower in PyTorch: choose the variant that this one was exported from."
+        if model is not None and "train_data" not in model.offers:
+            return "The scan needs training data: add train_data() to the model file."
+    return None
+
+
 def needs_load_test(situation: Situation) -> str | None:
     if reason := needs_model(situation):
         return reason
@@ -194,6 +207,15 @@ ACTIONS = (
         "Say why the chosen variant is, or is not, faster than the one it was made from.",
         "Variant",
         needs_explainable,
+        footer=False,
+    ),
+    Action(
+        "sensitivity",
+        "h",
+        "layers",
+        "Show how much accuracy each layer costs when made narrower, and prune by it.",
+        "Variant",
+        needs_scannable,
         footer=False,
     ),
     Action(

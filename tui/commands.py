@@ -94,6 +94,14 @@ async def explain(app: "TrimtabApp") -> None:
     await app.push_screen(ExplainScreen(variant, variant.parent))
 
 
+async def sensitivity(app: "TrimtabApp") -> None:
+    from .screens.sensitivity import SensitivityScreen
+
+    variant = app.main.situation().variant
+    assert variant is not None
+    await app.push_screen(SensitivityScreen(variant))
+
+
 async def load_test(app: "TrimtabApp") -> None:
     variant = app.main.situation().variant
     assert variant is not None

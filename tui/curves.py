@@ -12,6 +12,7 @@ Losses are as the training computes them, accuracies are fractions on the held-o
 import collections
 import dataclasses
 import math
+import statistics
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -20,11 +21,11 @@ from engine.protocol import Job, Running
 BUCKETS = 1024
 """More are merged in pairs; a screen of 200 columns has 400 dot columns."""
 
-RECENT = 12
-"""Points that the trend is read from."""
+RECENT = 40
+"""Points that the trend is read from: about ten seconds of training."""
 
 TREND = 0.01
-"""A change of the mean by less than this share is no trend."""
+"""A change of the mean by less than this share is no trend; neither is one within twice its standard error."""
 
 FACTS = ("steps_per_epoch", "total_steps", "accuracy_before")
 """Metrics that are no curves: the axis, and what the accuracy limit is counted from."""
@@ -88,9 +89,11 @@ class Curve:
         half = len(values) // 2
         if half < 2:
             return 0
-        before, after = sum(values[:half]) / half, sum(values[-half:]) / half
-        change = after - before
-        return 0 if abs(change) <= TREND * max(abs(before), 1e-12) else 1 if change > 0 else -1
+        before, after = values[:half], values[-half:]
+        change = statistics.fmean(after) - statistics.fmean(before)
+        noise = 2 * math.sqrt((statistics.variance(before) + statistics.variance(after)) / half)
+        small = max(TREND * abs(statistics.fmean(before)), noise)
+        return 0 if abs(change) <= small else 1 if change > 0 else -1
 
     def _put(self, step: int, low: float, high: float, last: float) -> None:
         key = step // self._width

@@ -106,6 +106,7 @@ class Form(Vertical):
             )
             widget.cursor_blink = False
         widget.add_class("form-input")
+        widget.set_class(field.kind == "list", "-long")
         self._inputs[id(widget)] = field
         return widget
 

@@ -35,9 +35,11 @@ from engine.protocol import (
     Job,
     Latency,
     LayerInfo,
+    LayerSensitivity,
     Left,
     ListTechniques,
     MeasureVariant,
+    MetricHistory,
     ModelInfo,
     ModelSource,
     OpenModel,
@@ -46,9 +48,11 @@ from engine.protocol import (
     Queued,
     Ratio,
     ReadLog,
+    ReadMetrics,
     RecipeRun,
     RunAccepted,
     Running,
+    Sensitivity,
     SessionOptions,
     SetOptions,
     Snapshot,
@@ -363,6 +367,80 @@ def fresh() -> Snapshot:
     return Snapshot(seq=1, session="/work/new.trimtab", hardware=hardware(), options=OPTIONS, telemetry=telemetry())
 
 
+TRAINING_JOB = Job(
+    id="j6",
+    kind="prune-structured",
+    title="Structured pruning of baseline",
+    created=NOW - 200,
+    variant="v0",
+    state=Running(started=NOW - 190, pid=4243, done=520, total=1000, message="fine-tuning: step 520 of 1000"),
+    metrics={
+        "steps_per_epoch": 200.0,
+        "total_steps": 1000.0,
+        "accuracy_before": 0.9241,
+        "loss": 0.312,
+        "accuracy": 0.9121,
+    },
+)
+
+
+def curve_points() -> tuple[tuple[str, float, int, float], ...]:
+    """What `TRAINING_JOB` reported so far, with its facts, as the engine's history has it."""
+    facts = [(name, TRAINING_JOB.metrics[name], 0, NOW - 190) for name in ("steps_per_epoch", "total_steps")]
+    facts.append(("accuracy_before", 0.9241, 0, NOW - 190))
+    points = [
+        ("loss", 0.3 + 1.9 * math.exp(-step / 80) + 0.06 * math.sin(step * 1.7), step, NOW - 190 + step / 3)
+        for step in range(5, 520, 5)
+    ]
+    points.append(("loss", 0.312, 520, NOW - 1))
+    points += [
+        ("accuracy", 0.9130 - 0.4 * math.exp(-step / 90), step, NOW - 190 + step / 3) for step in range(100, 500, 100)
+    ]
+    points.append(("accuracy", 0.9121, 500, NOW - 8))
+    return (*facts, *points)
+
+
+def training() -> Snapshot:
+    """A pruned network is being fine-tuned, a little over the middle."""
+    snapshot = work()
+    jobs = tuple(job for job in snapshot.jobs if job.is_done)
+    return msgspec.structs.replace(snapshot, jobs=(*jobs, TRAINING_JOB))
+
+
+def scan() -> Sensitivity:
+    """A sensitivity scan of the baseline: deeper layers mind more."""
+    ratios = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
+    names = ("stem.conv", "stages.0.0.conv1", "stages.0.1.conv1", "stages.1.0.conv1", "stages.1.1.conv1", "neck")
+    layers = tuple(
+        LayerSensitivity(
+            name=name,
+            kind="channels",
+            width=32 * (1 + depth // 2),
+            accuracy=tuple(0.92 - 0.0003 * (depth + 1) * math.exp(5 * ratio) for ratio in ratios),
+            macs=tuple(round(139e6 * (1 - 0.2 * ratio)) for ratio in ratios),
+        )
+        for depth, name in enumerate(names)
+    )
+    return Sensitivity(
+        id="s1",
+        variant="v0",
+        job="j9",
+        created=NOW - 30,
+        conditions=CONDITIONS["pytorch"],
+        accuracy=0.92,
+        samples=1000,
+        ratios=ratios,
+        layers=layers,
+        macs=139_000_000,
+    )
+
+
+def scanned() -> Snapshot:
+    """The afternoon's work, with the baseline's layers scanned."""
+    snapshot = work()
+    return msgspec.structs.replace(snapshot, measurements=(*snapshot.measurements, scan()))
+
+
 def hostile() -> Snapshot:
     """Every foreign text there is, hostile."""
     snapshot = work(1)
@@ -540,6 +618,7 @@ def replies() -> dict[type, Any]:
         ListTechniques: techniques(),
         CheckParameters: ParametersChecked(),
         ReadLog: log,
+        ReadMetrics: lambda command: MetricHistory(points=curve_points()[command.offset :]),
         GetRecipe: Text(text=RECIPE),
         CancelJob: Done(),
         DeleteVariant: Done(),

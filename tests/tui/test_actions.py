@@ -30,9 +30,10 @@ def test_every_action_has_a_function_a_group_and_a_key_of_its_own() -> None:
     assert set(FOOTER_ORDER) == {action.id for action in ACTIONS if action.footer}
 
 
-def test_in_the_middle_of_work_everything_but_restarting_is_available() -> None:
-    changes = {"variant": scenes.VARIANTS[3]}
-    assert [action.id for action in ACTIONS if action.reason(situation(**changes)) is not None] == ["restart"]
+def test_in_the_middle_of_work_everything_is_available_but_restarting_and_what_was_never_run() -> None:
+    changes = {"variant": scenes.VARIANTS[4]}
+    unavailable = [action.id for action in ACTIONS if action.reason(situation(**changes)) is not None]
+    assert unavailable == ["show_load_test", "restart"]
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,7 @@ def test_in_the_middle_of_work_everything_but_restarting_is_available() -> None:
         ("delete_variant", {"variant": scenes.VARIANTS[1]}, "Other variants"),
         ("delete_variant", {}, "job is working"),
         ("copy", {"variant": scenes.VARIANTS[0]}, "model itself"),
+        ("sensitivity", {"variant": scenes.VARIANTS[2]}, "in PyTorch"),
         ("cancel_job", {"job": scenes.JOBS[1]}, "has ended"),
         ("cancel_job", {"job": None}, "No job"),
         ("show_log", {"job": None}, "No job"),

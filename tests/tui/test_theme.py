@@ -35,6 +35,13 @@ def test_every_text_colour_has_enough_contrast(theme: Theme) -> None:
             assert contrast(ground, Color.parse(colour)) >= 4.5, (name, ground.hex)
 
 
+@pytest.mark.parametrize("theme", [DARK, LIGHT])
+def test_the_numbers_of_the_heat_map_can_be_read_on_every_colour(theme: Theme) -> None:
+    for level in range(5):
+        ground, text = (Color.parse(theme.variables[f"heat-{level}{part}"]) for part in ("", "-text"))
+        assert contrast(ground, text) >= 4.5, level
+
+
 @pytest.mark.parametrize("theme", [DARK, LIGHT, ANSI])
 def test_every_theme_has_our_own_variables(theme: Theme) -> None:
     assert set(VARIABLE_DEFAULTS) <= set(theme.variables)

@@ -35,10 +35,12 @@ class JobsPane(LineTable):
     def show(self, snapshot: Snapshot, view: View) -> None:
         width = self.room.width
         entries = [(_order(job), Row(job.id, job_line(job, width, view.now))) for job in snapshot.jobs]
+        indent = 2 + TIME + 2 if width >= ROOMY // 2 else 4
         entries += [
-            ((*_order(job)[:2], 1), Row(None, ((" " * (2 + TIME + 2), ""), *words)))
+            ((*_order(job)[:2], 1), Row(None, ((" " * indent, ""), *words)))
             for job in snapshot.jobs
-            if isinstance(job.state, Running) and (words := training.summary(job, view.curves.get(job.id)))
+            if isinstance(job.state, Running)
+            and (words := training.summary(job, view.curves.get(job.id), width - indent))
         ]
         entries += [
             ((2, -run.created, number), Row(None, _step_line(step)))

@@ -94,8 +94,8 @@ def _title(name: str, curve: Curve, job: Job, course: Course, limit: float | Non
     return tuple(spans)
 
 
-def summary(job: Job, curves: Curves | None) -> Line:
-    """ "epoch 3/5  loss 0.31 ↓  91.2 %" for a line of its own; empty for a job that has no curve."""
+def summary(job: Job, curves: Curves | None, width: int = 80) -> Line:
+    """ "epoch 3/5  loss 0.312 ↓  91.2 %", or what fits of it; empty for a job that has no curve."""
     if curves is None or not curves.names:
         loss, accuracy, trend = job.metrics.get("loss"), job.metrics.get("accuracy"), None
     else:
@@ -105,13 +105,17 @@ def summary(job: Job, curves: Curves | None) -> Line:
         trend = held["loss"].trend if "loss" in held and not job.is_done else None
     if loss is None:
         return ()
-    epoch = course_of(job, curves).epoch
-    spans: list[Span] = [(f"epoch {epoch}  ", "")] if epoch and not job.is_done else []
-    spans.append((f"loss {figures.loss(loss)}", ""))
-    if trend is not None:
-        spans.append((f" {ARROWS[trend]}", _trend_role(trend, False)))
-    if accuracy is not None:
-        spans.append((f"  {accuracy * 100:.1f} %", "chart-accuracy"))
+    epoch = course_of(job, curves).epoch if not job.is_done else ""
+    spans: list[Span] = []
+    for word, name, gap in (("epoch ", "loss ", "  "), ("", "loss ", "  "), ("", "loss ", " "), ("", "", " ")):
+        spans = [(f"{word}{epoch}{gap}", "")] if epoch else []
+        spans.append((f"{name}{figures.loss(loss)}", ""))
+        if trend is not None:
+            spans.append((f" {ARROWS[trend]}", _trend_role(trend, False)))
+        if accuracy is not None:
+            spans.append((f"{gap}{accuracy * 100:.1f} %", "chart-accuracy"))
+        if sum(width_of(text) for text, _ in spans) <= width:
+            break
     return tuple(spans)
 
 

@@ -57,6 +57,9 @@ NAME_MINIMUM, NAME_COMFORTABLE, NAME_MAXIMUM = 20, 30, 44
 
 BAR_MAXIMUM = 32
 
+MESSAGE = 33
+"""Cells between the tree and what a running job has to say: its bar, its share and its time, in a narrow pane."""
+
 MARK = 2
 """Cells before the tree: ● the baseline, ★ the best."""
 
@@ -105,7 +108,7 @@ class VariantsPane(LineTable):
             for number, job in enumerate(jobs, 1):
                 last = number == len(jobs) and not (branch.children and view.sort == "tree")
                 below = branch.below + ("└ " if last else "├ ")
-                words = training.summary(job, view.curves.get(job.id))
+                words = training.summary(job, view.curves.get(job.id), self.room.width - layout.name - MESSAGE)
                 rows.append(Row(None, _job_line(job, below, layout.name, self.room.width, view.now, words)))
         self.set_rows(rows, [_headings(layout)] if rows else [])
         if not rows:

@@ -58,6 +58,8 @@ class JobScreen(Screen[None]):
         self.call_after_refresh(cast("TrimtabApp", self.app).paint)
 
     def show(self, snapshot: Snapshot, view: View) -> None:
+        if not self.query("#log-keys"):
+            return  # not composed yet
         job = next((job for job in snapshot.jobs if job.id == self._job.id), self._job)
         self.query_one("#job", LineView).set_lines([job_line(job, self.size.width, view.now)])
         training = is_training(job)

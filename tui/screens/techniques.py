@@ -6,7 +6,7 @@ answer at once and the engine's checks a moment later. Below it stands the comma
 The screen sends the command itself, so an engine's refusal is shown here and nothing that was typed is lost.
 """
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from textual import on
 from textual.app import ComposeResult
@@ -46,8 +46,16 @@ class TechniqueScreen(ModalScreen[bool]):
         Binding("ctrl+s,ctrl+enter", "apply", show=False),
     ]
 
-    def __init__(self, techniques: tuple[TechniqueInfo, ...], source: Variant) -> None:
+    def __init__(
+        self,
+        techniques: tuple[TechniqueInfo, ...],
+        source: Variant,
+        chosen: str | None = None,
+        given: dict[str, Any] | None = None,
+    ) -> None:
+        """`chosen` is the technique to begin with, `given` what its form is filled with instead of the defaults."""
         super().__init__()
+        self._begin, self._given = chosen, given or {}
         self._techniques = {one.tag: one for one in techniques}
         self._source = source
         self._timer: Timer | None = None
@@ -79,9 +87,12 @@ class TechniqueScreen(ModalScreen[bool]):
         table = self.query_one(LineTable)
         table.set_rows(rows)
         first = next((tag for tag, one in self._techniques.items() if one.unavailable is None), None)
+        first = self._begin if self._begin in self._techniques else first
         if first is not None:
             table.select(first)
         table.focus()
+        if self._begin is not None:
+            self.run_worker(self._to_form(), group="form")
 
     @property
     def chosen(self) -> TechniqueInfo | None:
@@ -117,7 +128,7 @@ class TechniqueScreen(ModalScreen[bool]):
         box = self.query_one("#parameters")
         await box.remove_children()
         if chosen.unavailable is None:
-            await box.mount(Form((*chosen.fields, NAME), id="form"))
+            await box.mount(Form((*chosen.fields, NAME), self._given if chosen.tag == self._begin else None, id="form"))
         self._show_command()
 
     @on(LineTable.Chosen)

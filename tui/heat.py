@@ -1,0 +1,120 @@
+"""A sensitivity scan as data for a heat map: where it comes from, how hot a cell is, and what a choice of cells means.
+
+Pure functions of the engine's records. Ratios are shares of a layer's units that are removed, drops are fractions of
+accuracy against the whole network on the same held-out training data, without fine-tuning.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from engine.protocol import Conditions, LayerSensitivity, Sensitivity, Snapshot, Variant
+
+from .comparison import measured
+
+SHADES = "·░▒▓█"
+"""How hot a cell is, readable without colour: from harmless to ruinous."""
+
+STEPS = (0.25, 1.0, 3.0, 10.0)
+"""Drops, in accuracy limits, up to which a cell has each of the first four shades."""
+
+MULTIPLE = 8
+"""Widths that are kept are multiples of this, as structured pruning keeps them unless told otherwise."""
+
+Choice = Mapping[str, int]
+"""Layer → index of the chosen ratio."""
+
+
+def scan_of(snapshot: Snapshot, variant: Variant) -> Sensitivity | None:
+    """The newest scan of a variant: a measurement, or what pruning it has recorded on its way."""
+    known = measured(snapshot.measurements).get(variant.id, ())
+    scan = next((one for one in known if isinstance(one, Sensitivity)), None)
+    if scan is not None:
+        return scan
+    children = [one for one in snapshot.variants if one.parent == variant.id and one.changed is not None]
+    for child in sorted(children, key=lambda one: -one.created):
+        assert child.changed is not None
+        text = child.changed.figures.get("sensitivity")
+        if isinstance(text, str) and (found := _recorded(text, variant, child)) is not None:
+            return found
+    return None
+
+
+def _recorded(text: str, variant: Variant, child: Variant) -> Sensitivity | None:
+    """What `prune-structured` recorded, as the measurement it might have been; None if it cannot be read."""
+    try:
+        content: Any = json.loads(text)
+        ratios = tuple(float(ratio) for ratio in content["ratios"])
+        layers = tuple(
+            LayerSensitivity(
+                name=str(one["name"]),
+                kind=str(one["kind"]),
+                width=int(one["width"]),
+                accuracy=tuple(float(value) for value in one["accuracy"]),
+            )
+            for one in content["layers"]
+        )
+        whole = float(content["accuracy"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    if not layers or any(len(one.accuracy) != len(ratios) for one in layers):
+        return None
+    return Sensitivity(
+        id=f"{child.id}-scan",
+        variant=variant.id,
+        job=child.job or "",
+        created=child.created,
+        conditions=Conditions(runtime="pytorch", device="cpu", processor=child.processor),
+        accuracy=whole,
+        samples=0,
+        ratios=ratios,
+        layers=layers,
+    )
+
+
+def drop(scan: Sensitivity, layer: LayerSensitivity, at: int) -> float:
+    """What the layer costs at the ratio of this index."""
+    return scan.accuracy - layer.accuracy[at]
+
+
+def heat(value: float, limit: float) -> int:
+    """0 (harmless) to 4 (ruinous), by how many accuracy limits are lost."""
+    unit = max(limit, 1e-4)
+    return sum(value > step * unit for step in STEPS)
+
+
+def kept(layer: LayerSensitivity, ratio: float) -> int:
+    """Units that stay, rounded as structured pruning rounds them: to the nearest multiple, heads not at all."""
+    keep = (1 - ratio) * layer.width
+    if layer.kind == "heads" or layer.width <= MULTIPLE:
+        return min(layer.width, max(1, round(keep)))
+    return min(layer.width, max(1, round(keep / MULTIPLE)) * MULTIPLE)
+
+
+def within(scan: Sensitivity, limit: float) -> dict[str, int]:
+    """For every layer the strongest cut up to which it alone never costs more than the limit."""
+    found = {}
+    for layer in scan.layers:
+        for at in range(len(scan.ratios)):
+            if drop(scan, layer, at) > limit:
+                break
+            if kept(layer, scan.ratios[at]) < layer.width:
+                found[layer.name] = at
+    return found
+
+
+def widths(scan: Sensitivity, choice: Choice) -> list[str]:
+    """The choice as `prune-structured` takes it: "layer=units to keep"; what rounding leaves whole is left out."""
+    entries = []
+    for layer in scan.layers:
+        if layer.name in choice:
+            keep = kept(layer, scan.ratios[choice[layer.name]])
+            if keep < layer.width:
+                entries.append(f"{layer.name}={keep}")
+    return entries
+
+
+def saving(scan: Sensitivity, layer: LayerSensitivity, at: int) -> float | None:
+    """Share of the whole network's multiply-adds that this cut alone saves; None where they were not counted."""
+    count = layer.macs[at] if at < len(layer.macs) else None
+    return 1 - count / scan.macs if count is not None and scan.macs else None
