@@ -113,6 +113,14 @@ _MESSAGES: dict[str, list[tuple[str, int, str]]] = {
         ("batch_stats", 7, "InferBatchStatistics*"),
     ],
     "ModelStatisticsResponse": [("model_stats", 1, "ModelStatistics*")],
+    "RepositoryIndexRequest": [("repository_name", 1, "string"), ("ready", 2, "bool")],
+    "RepositoryIndexResponse": [("models", 1, "RepositoryIndexResponse.ModelIndex*")],
+    "RepositoryIndexResponse.ModelIndex": [
+        ("name", 1, "string"),
+        ("version", 2, "string"),
+        ("state", 3, "string"),
+        ("reason", 4, "string"),
+    ],
 }
 
 METHODS = (
@@ -123,6 +131,7 @@ METHODS = (
     "ModelMetadata",
     "ModelInfer",
     "ModelStatistics",
+    "RepositoryIndex",
 )
 """Each takes `<name>Request` and answers with `<name>Response`, one of each."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from .. import __version__
 from .bodies import timeout_of
 from .grpc_messages import CLASSES, METHODS, SERVICE
-from .metrics import metadata, statistics
+from .metrics import index, metadata, statistics
 from .served import VERSION, ServedModel
 from .tensors import DATATYPES, Array, Arrays, Problem, ServedTensor, from_bytes, to_bytes
 
@@ -100,6 +100,9 @@ class GrpcDoor:
         if request.name:
             await self._demand(request.name, request.version, context)
         return CLASSES["ModelStatisticsResponse"](model_stats=[statistics(self._model)])
+
+    async def _RepositoryIndex(self, request: Any, context: Any) -> Any:
+        return CLASSES["RepositoryIndexResponse"](models=index(self._model))
 
     async def _ModelInfer(self, request: Any, context: Any) -> Any:
         model = self._model

@@ -1,6 +1,6 @@
 """The server's HTTP door: KServe v2, `POST /predict` with plain JSON, Prometheus metrics.
 
-    GET  /v2  /v2/health/live  /v2/health/ready  /metrics
+    GET  /v2  /v2/health/live  /v2/health/ready  /metrics      POST /v2/repository/index
     GET  /v2/models/NAME[/versions/1][/ready | /stats | /config]
     POST /v2/models/NAME[/versions/1]/infer      POST /predict
 
@@ -17,7 +17,7 @@ from aiohttp import web
 
 from .. import __version__
 from .bodies import LENGTH_HEADER, encode, read_infer, read_predict, write_infer, write_predict
-from .metrics import CONTENT_TYPE, configuration, metadata, prometheus, statistics
+from .metrics import CONTENT_TYPE, configuration, index, metadata, prometheus, statistics
 from .served import ServedModel
 from .tensors import Problem
 
@@ -26,7 +26,7 @@ BODIES = 8
 
 JSON, BYTES = "application/json", "application/octet-stream"
 
-EXTENSIONS = ("binary_tensor_data", "statistics", "model_configuration")
+EXTENSIONS = ("binary_tensor_data", "statistics", "model_configuration", "model_repository(index)")
 """Of the protocol, beyond its core."""
 
 log = logging.getLogger("trimtab.serving")
@@ -52,6 +52,7 @@ class HttpDoor:
         router.add_get("/v2/health/live", self._live)
         router.add_get("/v2/health/ready", self._ready)
         router.add_get("/metrics", self._metrics)
+        router.add_post("/v2/repository/index", self._index)
         router.add_post("/predict", self._predict)
         # A variant's name may hold slashes ("prune/50%"), so what stands behind it is matched first.
         for version in ("/versions/{version}", ""):
@@ -67,6 +68,9 @@ class HttpDoor:
 
     async def _server(self, request: web.Request) -> web.Response:
         return _json({"name": "trimtab", "version": __version__, "extensions": EXTENSIONS})
+
+    async def _index(self, request: web.Request) -> web.Response:
+        return _json(index(self._model))
 
     async def _live(self, request: web.Request) -> web.Response:
         return web.Response()

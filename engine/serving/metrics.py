@@ -68,6 +68,11 @@ def metadata(model: ServedModel) -> dict[str, Any]:
     }
 
 
+def index(model: ServedModel) -> list[dict[str, str]]:
+    """POST /v2/repository/index: every model there is."""
+    return [{"name": model.name, "version": VERSION, "state": "READY" if model.ready else "UNAVAILABLE", "reason": ""}]
+
+
 def statistics(model: ServedModel) -> dict[str, Any]:
     """One entry of `model_stats` (Triton's statistics extension). Durations are nanoseconds."""
     counts = model.counts()

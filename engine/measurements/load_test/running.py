@@ -6,7 +6,6 @@ hardware's sampler, and the ear for knobs. Each `test` sends one load and return
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -38,6 +37,9 @@ from .pool import request_pool
 from .request import Load
 from .summary import summarise
 from .target import BatcherTarget, Target
+
+HEAR_SECONDS = 0.02
+"""How often a knob that was turned too early looks whether the test has begun."""
 
 MOST_TRACE_LINES = 5_000_000
 """Arrivals read from a trace."""
@@ -93,7 +95,7 @@ class LoadStage:
         self.job, self.variant, self.runtime = job, variant, runtime
         self.stopped = False
         self._live: LiveTest | None = None
-        self._steering = threading.Lock()
+        self._closed = False
         job.progress(0, None, f"loading {variant.record.name}")
         self.copies = ModelCopies(job.model, variant, runtime, job.spec.device, job.spec.threads)
         self.telemetry = Telemetry()
@@ -105,6 +107,7 @@ class LoadStage:
         job.hear(self._steer)
 
     def close(self) -> None:
+        self._closed = True
         self.copies.close()
         self.telemetry.close()
 
@@ -139,6 +142,11 @@ class LoadStage:
         finally:
             self._live = None
         summary = summarise(record, live.generator.load, live.generator.sending_ended)
+        if settings.url is not None:
+            from .server_target import ServerTarget
+
+            assert isinstance(target, ServerTarget)
+            summary = target.with_server_figures(summary)
         if live.generator.errors and summary.failed:
             notes += (f"Failed: {live.generator.errors[0]}.",)
         if live.turned:
@@ -179,7 +187,7 @@ class LoadStage:
             from .server_target import open_target, server_conditions
 
             target = open_target(settings, self.pool)
-            return target, lambda: server_conditions(settings, target)
+            return target, lambda: server_conditions(target)
         runs = self.copies.runs(settings.instances)
         try:
             self.copies.warm_up(settings.instances, self.pool[0], settings.max_batch_size)
@@ -212,18 +220,24 @@ class LoadStage:
 
     def _steer(self, message: Steer) -> None:
         """From another thread, any time. What cannot be done is said in the job's log."""
-        with self._steering:
-            if message.stop:
-                self.stopped = True
-            live = self._live
-            if live is None:
-                return
-            try:
-                live.turn(message.knobs)
-            except (ValueError, RuntimeUnavailable) as error:
-                self.job.log(f"Not changed: {error}.")
-            if message.stop:
-                live.generator.stop()
+        self.stopped = self.stopped or message.stop
+        live = self._when_sending(message)
+        if live is None:
+            return
+        try:
+            live.turn(message.knobs)
+        except (ValueError, RuntimeUnavailable) as error:
+            self.job.log(f"Not changed: {error}.")
+        if message.stop:
+            live.generator.stop()
+
+    def _when_sending(self, message: Steer) -> LiveTest | None:
+        """The test that runs, once it sends: who turns a knob while the model is loaded means what comes then."""
+        while (live := self._live) is None or not live.generator.started:
+            if message.stop or self._closed:
+                return None
+            time.sleep(HEAR_SECONDS)
+        return live
 
 
 def policy_of(settings: LoadSettings) -> BatchPolicy:
