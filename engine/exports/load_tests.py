@@ -196,10 +196,15 @@ def _points_table(search: LoadSearch) -> list[str]:
 def _test_in_words(session: Session, test: LoadTest) -> list[str]:
     summary, variant, settings = test.summary, session.variants.get(test.variant), test.settings
     name = markdown_cell(variant.name if variant else test.variant)
+    batching = ""
+    if settings.url is None:  # how a server batches, nobody told
+        batching = (
+            f"; batches up to {settings.max_batch_size}, wait up to {settings.max_wait_ms:g} ms, "
+            f"{settings.instances} instance{'s' if settings.instances > 1 else ''}"
+        )
     lines = [
         f"{name} under {test.conditions.runtime} on {test.conditions.device}: {summary.scenario}, "
-        f"{summary.seconds:.1f} s measured; batches up to {settings.max_batch_size}, wait up to "
-        f"{settings.max_wait_ms:g} ms, {settings.instances} instance{'s' if settings.instances > 1 else ''}.",
+        f"{summary.seconds:.1f} s measured{batching}.",
         "",
     ]
     if not summary.valid:
@@ -220,7 +225,9 @@ def _test_in_words(session: Session, test: LoadTest) -> list[str]:
         lines.append(f"- {bound}" + (f"; limit {summary.slo_ms:g} ms: {summary.verdict}" if summary.slo_ms else ""))
     for word, spread in (("queue", summary.queue_ms), ("compute", summary.compute_ms)):
         if spread:
-            lines.append(f"- {word} ms: mean {_ms(spread['mean'])}, p50 {_ms(spread['p50'])}, p99 {_ms(spread['p99'])}")
+            # A server tells the mean only.
+            parts = [f"{part} {_ms(spread[part])}" for part in ("mean", "p50", "p99") if part in spread]
+            lines.append(f"- {word} ms: {', '.join(parts)}")
     if summary.batch_sizes:
         runs = sum(summary.batch_sizes.values())
         rows = sum(int(size) * count for size, count in summary.batch_sizes.items())
