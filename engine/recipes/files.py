@@ -177,15 +177,17 @@ def _recipe(content: dict[str, Any], place: Path) -> Recipe:
         device=device,
         model_sha256=_typed(content, "model_sha256", str, "a SHA-256"),
         original_model=file("original_model"),
-        steps=_steps(content.get("steps", [])),
+        steps=_steps(content.get("steps", []), place.parent),
     )
 
 
-def _steps(raw: Any) -> tuple[RecipeStep, ...]:
+def _steps(raw: Any, folder: Path) -> tuple[RecipeStep, ...]:
     if not isinstance(raw, list) or not all(isinstance(step, dict) for step in raw):
         raise RecipeError("steps is a list of tables: begin each step with a line [[steps]].")
     steps: list[RecipeStep] = []
     for number, content in enumerate(raw, 1):
+        if isinstance(content.get("trace"), str):  # a path, relative to the recipe as all of them
+            content = {**content, "trace": str(folder / content["trace"])}
         try:
             steps.append(_step(content, {step.name for step in steps}))
         except RecipeError as error:

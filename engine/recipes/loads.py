@@ -68,7 +68,8 @@ def check_load(raw: dict[str, Any]) -> dict[str, str]:
         try:
             msgspec.convert({name: value}, LoadSettings, strict=False)
         except msgspec.ValidationError as error:
-            errors[name] = f"{WORD}: {str(error).partition(' - at ')[0]}."
+            what = str(error).partition(" - at ")[0]
+            errors[name] = f"{WORD}: {name}: {what[0].lower()}{what[1:]}."
     if not errors:
         try:
             read_load(raw)
@@ -101,8 +102,11 @@ def _demand_sense(settings: LoadSettings, raw: dict[str, Any]) -> None:
     if settings.warm_up_seconds >= settings.seconds:
         if "warm_up_seconds" in raw:
             raise SessionError(f"{WORD}: warm_up_seconds must be shorter than seconds.")
+        left = f"{settings.seconds:g} s leave nothing to measure after {settings.warm_up_seconds:g} s of warm-up"
+        raise SessionError(f"{WORD}: {left}.")
+    if settings.rows_per_request > settings.max_batch_size and settings.url is None:
         raise SessionError(
-            f"{WORD}: {settings.seconds:g} s leave nothing after {settings.warm_up_seconds:g} s warm-up."
+            f"{WORD}: a request of {settings.rows_per_request} rows fits no batch of {settings.max_batch_size}."
         )
     if settings.sweep:
         for name in ("sweep_batch_sizes", "sweep_instances"):

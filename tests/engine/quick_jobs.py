@@ -38,6 +38,7 @@ class QuickJobs:
         self.closed = False
         self.ran = []
         """(kind, name of the variant it worked on) of every job."""
+        self.requests = []
         self.drops = {}
         self.failures = {}
         self.labels = {}
@@ -53,6 +54,7 @@ class QuickJobs:
         session = self.session
         worked_on = session.variants[request.variant].name if request.variant else ""
         self.ran.append((request.kind, worked_on))
+        self.requests.append(request)
         job = Job(
             id=session.new_id(),
             kind=request.kind,

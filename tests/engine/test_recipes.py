@@ -221,10 +221,12 @@ async def test_a_front_of_variants_is_measured_whole_and_found_again(bench):
     assert bench.jobs.ran == []
 
 
-async def test_measurements_that_do_not_exist_yet_are_refused(bench):
-    run = await bench.recipe('model = "net.py"\n[[steps]]\nmeasurement = "load-test"\n')
-    assert statuses(run) == ["refused"]
-    assert "Load tests" in run.steps[0].reason
+async def test_a_load_test_is_a_step_with_settings_of_its_own(bench):
+    run = await bench.recipe('model = "net.py"\n[[steps]]\nmeasurement = "load-test"\nrate = 50\nmax_batch_size = 4\n')
+    assert statuses(run) == ["succeeded"]
+    task = bench.jobs.requests[-1].task
+    assert (task.settings.rate, task.settings.max_batch_size) == (50, 4)
+    assert task.runtime == "pytorch"
 
 
 async def test_runtimes_of_a_recipe_say_where_variants_are_measured(bench):

@@ -1,0 +1,99 @@
+"""What a load test may be asked to do: recipes, forms and commands read into settings, with sentences."""
+
+from pathlib import Path
+
+import pytest
+from session_makers import add_variant
+
+from engine.protocol import LoadKnobs, LoadSettings
+from engine.recipes.files import RecipeError, read_recipe
+from engine.recipes.loads import check_knobs, check_load, describe_load_test, read_load, search_key
+from engine.session import Session, SessionError
+
+
+def test_a_load_is_read_from_text_as_from_numbers() -> None:
+    assert read_load({"rate": "200", "seconds": 5, "max_batch_size": "8"}) == LoadSettings(
+        rate=200.0, seconds=5.0, max_batch_size=8
+    )
+    assert read_load({"offline": "true"}).offline is True
+
+
+@pytest.mark.parametrize(
+    ("raw", "sentence"),
+    [
+        ({}, "say what load"),
+        ({"rate": 5, "concurrency": 2}, "rate and concurrency exclude each other"),
+        ({"rate": -1}, "rate: expected `float` > 0"),
+        ({"rat": 5}, "Did you mean rate?"),
+        ({"rate": 5, "seconds": 0.5}, "leave nothing to measure after 1 s of warm-up"),
+        ({"rate": 5, "seconds": 5, "warm_up_seconds": 6}, "warm_up_seconds must be shorter"),
+        ({"arrivals": "replay"}, "a replay needs a trace"),
+        ({"arrivals": "replay", "trace": "here.txt"}, "whole path of the trace"),
+        ({"offline": True, "rows_per_request": 64}, "a request of 64 rows fits no batch of 32"),
+        ({"sweep": True, "sweep_batch_sizes": [0, 4]}, "sweep_batch_sizes must be 1 or more"),
+        ({"sweep": True, "sweep_waits_ms": []}, "at least one batch size and one wait"),
+        ({"rate": 5, "url": "ftp://x"}, "http://host:port or grpc://host:port"),
+        ({"sweep": True, "url": "http://x:1"}, "a server's batching cannot be changed"),
+    ],
+)
+def test_what_makes_no_sense_is_a_sentence(raw: dict, sentence: str) -> None:
+    with pytest.raises(SessionError) as caught:
+        read_load(raw)
+    assert sentence in str(caught.value)
+    assert str(caught.value).endswith((".", "?"))
+
+
+def test_what_is_asked_says_what_is_searched() -> None:
+    assert read_load({"rate": 5}).kind == "run"
+    assert read_load({"rate": 5, "slo_p99_ms": 10}).kind == "run"
+    assert read_load({"slo_p99_ms": 10}).kind == "rate"
+    assert read_load({"sweep": True}).kind == "sweep"
+    assert read_load({"sweep": True}).seconds < read_load({"rate": 5}).seconds
+
+
+def test_a_form_shows_every_setting_with_its_limits_and_hears_of_errors() -> None:
+    info = describe_load_test(None, None)
+    fields = {field.name: field for field in info.fields}
+    assert set(fields) == set(LoadSettings.__struct_fields__)
+    assert all(field.description for field in info.fields)
+    assert fields["arrivals"].choices == ("poisson", "constant", "bursty", "replay")
+    assert fields["max_batch_size"].minimum == 1
+    assert info.unavailable == "Open a model first."
+    assert check_load({"rate": "x"}).keys() == {"rate"}
+    assert check_load({}).keys() == {""}
+    assert check_load({"rate": "5"}) == {}
+
+
+def test_knobs_are_checked_like_settings() -> None:
+    assert check_knobs(LoadKnobs(rate=5.0, paused=True)) == LoadKnobs(rate=5.0, paused=True)
+    with pytest.raises(SessionError, match="max_batch_size: expected"):
+        check_knobs(LoadKnobs(max_batch_size=0))
+
+
+def test_the_same_question_has_the_same_key_and_another_has_not(tmp_path: Path) -> None:
+    session = Session.open(tmp_path / "m.trimtab")
+    variant = add_variant(session, "baseline")
+    asked = read_load({"slo_p99_ms": 10})
+    key = search_key(variant, "onnxruntime", "cpu", "avx2", asked)
+    assert key == search_key(variant, "onnxruntime", "cpu", "avx2", asked)
+    assert key.startswith("rate-")
+    assert key != search_key(variant, "onnxruntime", "cpu", "avx2,vnni", asked)
+    assert key != search_key(variant, "onnxruntime", "cpu", "avx2", read_load({"slo_p99_ms": 11}))
+    assert search_key(variant, "onnxruntime", "cpu", "avx2", read_load({"rate": 5})) == ""
+    session.close()
+
+
+def test_a_recipe_with_a_load_test_is_checked_before_anything_runs(tmp_path: Path) -> None:
+    def recipe(lines: str) -> Path:
+        path = tmp_path / "recipe.toml"
+        path.write_text(f'model = "m.py"\n[[steps]]\nmeasurement = "load-test"\n{lines}\n')
+        return path
+
+    step = read_recipe(recipe("rate = 200\nseconds = 20")).steps[0]
+    assert (step.word, step.parameters) == ("load-test", {"rate": 200, "seconds": 20})
+    replay = read_recipe(recipe('arrivals = "replay"\ntrace = "trace.txt"')).steps[0]
+    assert replay.parameters["trace"] == str(tmp_path / "trace.txt")
+    with pytest.raises(RecipeError, match="step 1: say what load"):
+        read_recipe(recipe("seconds = 20"))
+    with pytest.raises(RecipeError, match="Did you mean max_batch_size"):
+        read_recipe(recipe("rate = 2\nmax_batchsize = 20"))
