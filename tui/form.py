@@ -46,6 +46,13 @@ class Form(Vertical):
         def control(self) -> "Form":
             return self.form
 
+    class Explained(Message):
+        """Another field has the focus; `text` says what it takes."""
+
+        def __init__(self, text: str) -> None:
+            super().__init__()
+            self.text = text
+
     def __init__(
         self, fields: tuple[Field, ...], given: dict[str, Any] | None = None, *, id: str | None = None
     ) -> None:
@@ -90,6 +97,7 @@ class Form(Vertical):
         field = self._inputs.get(id(event.widget))
         if field is not None:
             self.query_one(".form-help", Static).update(content(parameters.hint(field)))
+            self.post_message(self.Explained(parameters.hint(field)))
 
     def _input(self, field: Field) -> Widget:
         """The control for one field."""

@@ -12,9 +12,9 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Static
 
-from engine.protocol import GetRecipe, Latency, ReadLog, Snapshot, Text, Variant
+from engine.protocol import GetRecipe, GetResults, Latency, ReadLog, Snapshot, Text, Variant
 
-from .. import figures
+from .. import expectations, figures
 from ..comparison import accuracies, latencies, lineage, variant_named, verdict_at
 from ..panes.variants import VERDICTS
 from ..text import clean, content, content_lines, fit, wrap
@@ -46,10 +46,12 @@ class DetailsScreen(Screen[None]):
         super().__init__()
         self._variant = variant
         self._drawn: object = None
+        self._expected_at: object = None
 
     def compose(self) -> ComposeResult:
         yield Static(id="details-title")
         with VerticalScroll(id="details"):
+            yield Static(id="expectation")
             yield Static(id="facts")
             yield Static(id="recipe")
             yield Static(id="log-text")
@@ -69,10 +71,22 @@ class DetailsScreen(Screen[None]):
         self._drawn = key
         path = " → ".join(clean(one.name, 40) for one in lineage(snapshot, variant))
         self.query_one("#details-title", Static).update(Content.assemble((" Variant ", "$secondary"), (path, "bold")))
+        if self._expected_at is not snapshot.measurements and view.link == "connected" and variant.parent is not None:
+            self._expected_at = snapshot.measurements
+            self.run_worker(self._compare(), group="expectation", exclusive=True)
         self.query_one("#facts", Static).update(facts(snapshot, variant, max(self.size.width - 8, 40)))
 
     def action_scroll(self, by: int) -> None:
         self.query_one("#details").scroll_relative(y=by * 2, animate=False)
+
+    async def _compare(self) -> None:
+        """What the field expects beside what was measured, which is the engine's to say."""
+        command = GetResults(request=0, format="json", variants=(self._variant.id,))
+        reply = await cast("TrimtabApp", self.app).ask(command, quiet=True)
+        found = expectations.read(reply.text) if isinstance(reply, Text) else []
+        if found:
+            shown = _section(f"Expected of {clean(found[0].technique, 40)}, and measured", expectations.table(found[0]))
+            self.query_one("#expectation", Static).update(shown)
 
     async def _fetch(self) -> None:
         """The recipe and the log, which are not in the snapshot."""

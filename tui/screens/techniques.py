@@ -17,8 +17,18 @@ from textual.screen import ModalScreen
 from textual.timer import Timer
 from textual.widgets import Button, Input, Static
 
-from engine.protocol import ApplyTechnique, CheckParameters, Field, ParametersChecked, TechniqueInfo, Variant
+from engine.protocol import (
+    ApplyTechnique,
+    CheckParameters,
+    Field,
+    GetResults,
+    ParametersChecked,
+    TechniqueInfo,
+    Text,
+    Variant,
+)
 
+from .. import expectations
 from ..connection import NotConnected
 from ..form import Form
 from ..parameters import command_line
@@ -33,6 +43,9 @@ CHECK_SECONDS = 0.25
 
 REST_SECONDS = 0.12
 """The form appears when the cursor has rested so long: while it moves, every key is answered at once."""
+
+MEASURED_HERE = 2
+"""Variants, the newest, whose figures stand beside what is expected of a technique."""
 
 NAME = Field(name="name", kind="text", description="what the new variant is called", optional=True)
 """The one field every technique has."""
@@ -60,6 +73,7 @@ class TechniqueScreen(ModalScreen[bool]):
         self._source = source
         self._timer: Timer | None = None
         self._formed = ""
+        self._measured: dict[str, list[expectations.Expectation]] = {}
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog wide", id="techniques") as dialog:
@@ -69,6 +83,7 @@ class TechniqueScreen(ModalScreen[bool]):
                 with VerticalScroll(id="technique", can_focus=False):
                     yield Static(id="about")
                     yield Vertical(id="parameters")
+            yield Static(id="field-help")
             yield Static(id="command", classes="hint")
             yield Static(id="problem", classes="error")
             with Horizontal(classes="buttons"):
@@ -91,8 +106,17 @@ class TechniqueScreen(ModalScreen[bool]):
         if first is not None:
             table.select(first)
         table.focus()
+        self.run_worker(self._fetch_measured(), group="measured")
         if self._begin is not None:
             self.run_worker(self._to_form(), group="form")
+
+    async def _fetch_measured(self) -> None:
+        """What each technique brought in this session, to stand beside what is expected of it."""
+        reply = await self._trimtab.ask(GetResults(request=0, format="json"), quiet=True)
+        for one in expectations.read(reply.text) if isinstance(reply, Text) else []:
+            self._measured.setdefault(one.technique, []).append(one)
+        if self._measured:
+            self._describe()
 
     @property
     def chosen(self) -> TechniqueInfo | None:
@@ -102,21 +126,28 @@ class TechniqueScreen(ModalScreen[bool]):
     @on(LineTable.Highlighted)
     def _highlighted(self) -> None:
         """Say at once what the technique does, and make its form when the cursor rests on it."""
+        self._describe()
+        self.query_one("#apply", Button).disabled = True
+        self.query_one("#problem", Static).update("")
+        for part in ("#command", "#field-help"):
+            self.query_one(part, Static).update("")
+        if self._timer is not None:
+            self._timer.stop()
+        self._timer = self.set_timer(REST_SECONDS, self._show_form)
+
+    def _describe(self) -> None:
+        """What the technique does, what to expect of it, what it brought here, and why it cannot be applied."""
         chosen = self.chosen
         if chosen is None:
             return
         parts = [Content.styled(clean(chosen.title, 80), "bold"), content(chosen.summary)]
         if chosen.expectation:
             parts.append(content(f"Expect: {chosen.expectation}", "$muted"))
+        if here := [phrase for one in self._measured.get(chosen.tag, ()) if (phrase := expectations.phrase(one))]:
+            parts.append(content(f"Measured here: {'; '.join(here[-MEASURED_HERE:])}", "$muted"))
         if chosen.unavailable is not None:
             parts.append(content(f"Not now: {chosen.unavailable}", "$warning"))
         self.query_one("#about", Static).update(Content("\n").join(parts))
-        self.query_one("#apply", Button).disabled = True
-        self.query_one("#problem", Static).update("")
-        self.query_one("#command", Static).update("")
-        if self._timer is not None:
-            self._timer.stop()
-        self._timer = self.set_timer(REST_SECONDS, self._show_form)
 
     async def _show_form(self) -> None:
         """The form of the chosen technique, unless it stands there already."""
@@ -141,6 +172,11 @@ class TechniqueScreen(ModalScreen[bool]):
     def _to_button(self) -> None:
         """Enter in a field goes to the button, so that Enter twice applies."""
         self.query_one("#apply", Button).focus()
+
+    @on(Form.Explained)
+    def _explain_field(self, message: Form.Explained) -> None:
+        """Below everything that scrolls: a small terminal would not show it at the form's own end."""
+        self.query_one("#field-help", Static).update(content(message.text))
 
     @on(Form.Changed)
     def _typed(self) -> None:
