@@ -4,6 +4,7 @@ The JSON's schema is `trimtab/load-test/1`: rates are requests a second, duratio
 """
 
 import json
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -12,14 +13,16 @@ from ..protocol import LoadPoint, LoadSearch, LoadSettings, LoadTest, Percentile
 from ..safety import markdown_cell
 from ..session import Session
 
+MOST_SHOWN = 8
+"""Of one variant, in tables and reports: the newest."""
+
 
 def render(session: Session, variant: Variant | None, job: str | None, format: Literal["json", "markdown"]) -> str:
     """What the load tests of a job, or the newest of a variant, found; "" when there are none."""
     found = newest(session, variant, job)
     if found is None:
         return ""
-    search = found if isinstance(found, LoadSearch) else None
-    tests = [found] if isinstance(found, LoadTest) else tests_of(session, found)
+    search, tests = _parts(session, found)
     if format == "json":
         return json.dumps(_document(session, search, tests), indent=2, ensure_ascii=False)
     return _markdown(session, search, tests)
@@ -43,6 +46,34 @@ def tests_of(session: Session, search: LoadSearch) -> list[LoadTest]:
     """The tests a search consists of, oldest first."""
     every = (one for one in session.measurements.values() if isinstance(one, LoadTest))
     return sorted((one for one in every if one.search == search.search), key=lambda one: one.created)
+
+
+def of_variant(session: Session, variant: Variant) -> list[LoadTest | LoadSearch]:
+    """What stands for a variant in tables and reports: its newest searches and single tests, oldest first."""
+    found = [
+        one
+        for one in session.measurements.values()
+        if isinstance(one, LoadTest | LoadSearch)
+        and one.variant == variant.id
+        and getattr(one, "purpose", "run") == "run"
+    ]
+    return sorted(found, key=lambda one: one.created)[-MOST_SHOWN:]
+
+
+def documents(session: Session, variant: Variant) -> list[dict[str, Any]]:
+    """`of_variant` as JSON has them."""
+    return [_document(session, *_parts(session, one)) for one in of_variant(session, variant)]
+
+
+def in_words(session: Session, variants: Iterable[Variant]) -> str:
+    """The load tests of these variants for a report, "" when there are none."""
+    return "\n\n".join(
+        _markdown(session, *_parts(session, one)) for variant in variants for one in of_variant(session, variant)
+    )
+
+
+def _parts(session: Session, found: LoadTest | LoadSearch) -> tuple[LoadSearch | None, list[LoadTest]]:
+    return (None, [found]) if isinstance(found, LoadTest) else (found, tests_of(session, found))
 
 
 # --- JSON ------------------------------------------------------------------------------------------
@@ -166,7 +197,7 @@ def _markdown(session: Session, search: LoadSearch | None, tests: list[LoadTest]
     lines: list[str] = []
     shown = _decisive(search, tests)
     if search is not None:
-        lines += [f"**{search.sentence}**", "", *_points_table(search), ""]
+        lines += [f"**{markdown_cell(search.sentence)}**", "", *_points_table(search), ""]
     if shown is not None:
         lines += _test_in_words(session, shown)
     return "\n".join(lines)
@@ -208,7 +239,7 @@ def _test_in_words(session: Session, test: LoadTest) -> list[str]:
         "",
     ]
     if not summary.valid:
-        lines += [f"**INVALID**: {'; '.join(summary.reasons)}.", ""]
+        lines += [f"**INVALID**: {markdown_cell('; '.join(summary.reasons))}.", ""]
     offered = (
         f" of {summary.offered_per_s:.1f} offered" if settings.concurrency is None and not settings.offline else ""
     )
@@ -246,7 +277,7 @@ def _test_in_words(session: Session, test: LoadTest) -> list[str]:
         lines.append(f"- {', '.join(use)}")
     if test.saturated:
         lines.append("- saturated: the backlog grew as long as it was measured")
-    return lines + [f"- {note}" for note in (*test.notes, *test.conditions.notes)]
+    return lines + [f"- {markdown_cell(note)}" for note in (*test.notes, *test.conditions.notes)]
 
 
 def _ms(value: float | None) -> str:

@@ -14,7 +14,7 @@ from ..safety import clean_text, markdown_cell, markdown_code
 from ..session import Session
 from ..session.ranking import figures_of
 from ..techniques import Refusal, find_technique
-from . import figures
+from . import figures, load_tests
 from .recipe import lineage
 from .results import results
 from .table import heading, markdown_table
@@ -42,6 +42,8 @@ def report(session: Session, variants: Sequence[Variant], machine: str, notices:
     parts += [_step(session, variant, number) for number, variant in enumerate(line, 1)]
     if not line:
         parts.append("Nothing yet: this is the baseline.\n")
+    if loads := load_tests.in_words(session, shown):
+        parts += ["## Load tests\n", loads + "\n"]
     parts.append("## Conditions of the measurements\n")
     parts.append(_conditions(session, shown))
     parts.append("## How to do it again\n")

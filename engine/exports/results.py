@@ -17,7 +17,7 @@ from ..protocol import Accuracy, Changed, Failed, Latency, Ratio, RecipeRun, Ste
 from ..recipes.steps import CANCELLED
 from ..session import Session, SessionError
 from ..session.ranking import best_variant, figures_of
-from . import table
+from . import load_tests, table
 from .expectations import expectation_of
 
 STEP_STATUS = {"cancelled": "failed"}
@@ -124,6 +124,7 @@ def _variant(session: Session, variant: Variant) -> dict[str, Any]:
         "changed": _changed(variant.changed),
         "expectation": expectation_of(session, variant),
         "measurements": [_latency(latency) for latency in figures.latencies],
+        "load_tests": load_tests.documents(session, variant),
     }
     flat = _latency(figures.best) if figures.best is not None else {}
     keys = ("runtime", "device", "batch_size", "latency_ms", "throughput_per_s", "speedup", "speedup_over_parent")
