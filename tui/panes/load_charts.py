@@ -17,10 +17,13 @@ from typing import Literal, NamedTuple
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 
+from engine.protocol import LoadTest
+
 from .. import figures
 from ..lines import Line, LineView, Span
-from ..loads import LoadCourse
+from ..loads import LoadCourse, Point
 from ..text import clean, fit, width_of
+from .load_figures import mean_batch
 from .load_lines import LABEL, Chart, Columns, Curve, Window, axis, draw, page, whole_window
 
 STRIPS = 8
@@ -49,9 +52,12 @@ class Drawn(NamedTuple):
     first: int = 0
     """Which chart stands on top, where there is not room for all."""
     name: str = ""
+    test: LoadTest | None = None
+    """What was found, once it has ended: its figures stand in the titles then."""
     other: LoadCourse | None = None
     """Another run to lay over it."""
     other_name: str = ""
+    other_test: LoadTest | None = None
 
 
 class LoadChartsPane(Horizontal):
@@ -118,7 +124,7 @@ def window_of(drawn: Drawn) -> Window:
 def charts_of(drawn: Drawn, mine: Columns, other: Columns | None, window: Window, count: int) -> list[Chart]:
     """All charts, the most telling first."""
     mine.update()
-    now = drawn.course.lately
+    now = figures_of(drawn.test) if drawn.test is not None else drawn.course.lately
     if other is not None:
         other.update()
         return _compared(drawn, mine, other, window, count)
@@ -158,7 +164,8 @@ def charts_of(drawn: Drawn, mine: Columns, other: Columns | None, window: Window
 def _compared(drawn: Drawn, mine: Columns, other: Columns, window: Window, count: int) -> list[Chart]:
     """One curve of either run in each chart."""
     gpu = mine.has("gpu") and other.has("gpu")
-    a, b = drawn.course.lately, other.course.lately
+    a = figures_of(drawn.test) if drawn.test is not None else drawn.course.lately
+    b = figures_of(drawn.other_test) if drawn.other_test is not None else None
     kinds: tuple[tuple[str, str, Literal["zero", "share", "log"], Callable[[float | None], str]], ...] = (
         ("achieved /s", "achieved", "zero", figures.per_second),
         ("p99 ms", "p99", "log", figures.milliseconds),
@@ -168,7 +175,7 @@ def _compared(drawn: Drawn, mine: Columns, other: Columns, window: Window, count
     )
     found = []
     for title, name, kind, written in kinds:
-        shown = [written(getattr(one, name)) if one and live else "" for one, live in ((a, drawn.running), (b, False))]
+        shown = ["" if one is None else written(getattr(one, name)) for one in (a, b)]
         curves = (
             Curve(mine.values(name, window, count), "chart", clean(drawn.name, 16), shown[0]),
             Curve(other.values(name, window, count), "accent", clean(drawn.other_name, 16), shown[1], dotted=True),
@@ -212,6 +219,24 @@ def cut(line: Line, widths: tuple[int, ...]) -> list[Line]:
             text = text[taken:]
             at += room
     return [tuple(piece) for piece in pieces]
+
+
+def figures_of(test: LoadTest) -> Point:
+    """A finished test's figures in the place of those of a moment."""
+    summary = test.summary
+    tails = {name: one.value for name, one in summary.latency_ms.items()}
+    return Point(
+        x=0.0,
+        span=0.0,
+        offered=summary.offered_per_s,
+        achieved=summary.achieved_per_s,
+        p50=tails.get("p50"),
+        p99=tails.get("p99"),
+        queue=None,
+        cpu=test.use.cpu,
+        gpu=test.use.gpu,
+        batch=mean_batch(test),
+    )
 
 
 def _columns(held: Columns | None, course: LoadCourse, step: float) -> Columns:

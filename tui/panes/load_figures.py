@@ -57,7 +57,7 @@ def live(course: LoadCourse, width: int, height: int) -> list[Line]:
     lines = [line for line in lines if line]
     marks = [((f"{clock(mark.x):>6} ", "muted"), (clean(mark.text, 60), "")) for mark in reversed(course.marks[-6:])]
     room = height - len(lines) - (1 + len(marks) if marks else 0)
-    lines += histogram(course.recent_sizes(), width, room - 1, "rows a batch, last 10 s")
+    lines += histogram(course.recent_sizes(), width, room - 1, "batches, 10 s")
     if marks and height - len(lines) >= 3:
         lines.append((("changed", "heading"),))
         lines += marks
@@ -96,7 +96,7 @@ def ended(test: LoadTest, width: int, height: int) -> list[Line]:
     if use.energy_per_1000_requests_j is not None:
         lines.append(pair("energy", figures.number(round(use.energy_per_1000_requests_j, 2)), "J per 1,000"))
     sizes = {int(size): count for size, count in summary.batch_sizes.items()}
-    lines += histogram(sizes, width, min(max(height - len(lines) - 1, 3), 12), "rows a batch")
+    lines += histogram(sizes, width, min(max(height - len(lines) - 1, 3), 12), "batches")
     for mark in test.marks:
         lines.append(((f"{clock(mark.seconds):>6} ", "muted"), (clean(mark.text, 60), "")))
     for note in (*test.notes, *test.conditions.notes):
@@ -191,7 +191,9 @@ def histogram(sizes: Mapping[int, int], width: int, rows: int, title: str) -> li
     mean = sum(size * count for size, count in sizes.items()) / whole
     label = max(len(_bin(low, high)) for low, high, _ in bins)
     room = max(width - label - 8, 3)
-    lines: list[Line] = [((f"{title}", "heading"), (f"  mean {mean:.1f}", "muted"))]
+    lines: list[Line] = [
+        ((f"{title}", "heading"), (f"  mean {mean:.1f} rows" if width >= 32 else f"  mean {mean:.1f}", "muted"))
+    ]
     for low, high, count in bins:
         eighths = max(round(count / most * room * 8), 1)
         bar = "█" * (eighths // 8) + (EIGHTHS[eighths % 8] if eighths % 8 else "")

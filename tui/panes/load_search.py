@@ -1,10 +1,10 @@
 """A search over load tests: each of its tests in a line as it ends, and the front of throughput against tail latency.
 
-     batch  wait  copies    /s   p99 ms                p99 ms
-       32     2       2    812    8.92  ★                60  ·        ●
-       16     2       1    640    4.10  knee                 ·   ●──●╯ ★ 32, 2 ms, 2 copies
-        1     0       1    151    7.02                    4 ●───●◆ knee
-                                                            0        500        1000 /s
+    batch  wait  ×      /s  p99 ms                 p99 ms, over throughput
+       32     2  2     812    8.92 ✓ ★ best          60  ·        ●
+       16     2  1     640    4.10 ✓ ◆ knee              ·   ●──●╯ ★ best 32, 2 ms, ×2
+        1     0  1     151    7.02 ✓ ● front          4 ●───●◆ knee 16, 2 ms, ×1
+                                                        0        500        1000 /s
 
 Pure functions; a search that still runs is drawn from the tests it has stored, one that has ended from its findings.
 """
@@ -18,7 +18,7 @@ from engine.protocol import LoadPoint, LoadSearch, LoadSettings, LoadTest
 from .. import figures
 from ..lines import Line, Span
 from ..loads import Found, batching
-from ..plots import LABEL, LEFT_DOTS, RIGHT_DOTS
+from ..plots import LABEL, LEFT_DOTS, RIGHT_DOTS, nice
 from ..table import Row
 from ..text import clean, fit, width_of
 from .load_lines import Scale, round_down, round_up
@@ -48,7 +48,7 @@ def rows(found: Found, kind: str) -> list[Row]:
 def heading(kind: str) -> Line:
     """Above the rows."""
     if kind == "sweep":
-        return ((f"{'batch':>6}{'wait':>6}{'copies':>7}{'/s':>8}{'p99 ms':>8}", "heading"),)
+        return ((f"{'batch':>5}{'wait':>6}{'×':>3}{'/s':>8}{'p99 ms':>8}", "heading"),)
     return ((f"{'offered':>8}{'done /s':>9}{'p99 ms':>8}  verdict", "heading"),)
 
 
@@ -84,6 +84,11 @@ def settings_in_words(settings: LoadSettings) -> str:
     """ "batch 32, wait 2 ms, 2 copies"."""
     copies = f"{settings.instances} cop{'ies' if settings.instances != 1 else 'y'}"
     return f"batch {settings.max_batch_size}, wait {settings.max_wait_ms:g} ms, {copies}"
+
+
+def _in_short(settings: LoadSettings) -> str:
+    """The same where there is little room: "32, 2 ms, ×2"."""
+    return f"{settings.max_batch_size}, {settings.max_wait_ms:g} ms, ×{settings.instances}"
 
 
 def spots(found: Found) -> tuple[list[Spot], list[int]]:
@@ -143,11 +148,12 @@ def scatter(found: Found, limit: float | None, width: int, height: int) -> list[
 def _axis(most: float, cells: int) -> Line:
     """Requests a second under the chart."""
     text = [" "] * cells
-    for part in (0.0, 0.25, 0.5, 0.75, 1.0):
-        shown = figures.per_second(most * part) + (" /s" if part == 1 else "")
-        at = min(round(part * (cells - 1)), cells - len(shown))
+    every = nice(most * 9 / cells)
+    for number in range(int(most / every + 1e-9) + 1):
+        shown = figures.per_second(every * number)
+        at = min(round(number * every / most * (cells - 1)), cells - len(shown))
         text[at : at + len(shown)] = shown
-    return ((" " * LABEL, ""), ("".join(text), "muted"))
+    return ((fit("/s", LABEL - 1, "right") + " ", "muted"), ("".join(text), "muted"))
 
 
 def _join(grid: list[list[str]], roles: list[list[str]], places: list[tuple[int, int]]) -> None:
@@ -165,15 +171,15 @@ def _join(grid: list[list[str]], roles: list[list[str]], places: list[tuple[int,
 
 
 def _name(grid: list[list[str]], roles: list[list[str]], x: int, y: int, spot: Spot) -> None:
-    """The name beside its mark, right where there is room, else left; over the line, never over a mark."""
-    cells = len(grid[0])
-    text = f" {spot.name} "
+    """The name beside its mark, on the side where there is room for it; it never covers another mark."""
+    cells, text = len(grid[0]), f" {spot.name} "
     width = width_of(text)
-    start = x + 1 if x + 1 + width <= cells else max(x - width, 0)
-    for offset, character in enumerate(text[: cells - start]):
-        cell = start + offset
-        if cell != x and (grid[y][cell] in " ╌" or grid[y][cell] >= "⠀"):
-            grid[y][cell], roles[y][cell] = character, spot.role
+    for start in (x + 1, x - width):
+        taken = grid[y][max(start, 0) : start + width]
+        if start >= 0 and start + width <= cells and not any(one in "●★◆✗?·" for one in taken):
+            grid[y][start : start + width] = text
+            roles[y][start : start + width] = [spot.role] * width
+            return
 
 
 def _spot(point: LoadPoint, search: LoadSearch | None = None, number: int = -1) -> Spot | None:
@@ -186,10 +192,10 @@ def _spot(point: LoadPoint, search: LoadSearch | None = None, number: int = -1) 
         if number in search.front:
             mark, role = "●", "chart"
         if number == search.knee:
-            mark, role, name = "◆", "accent", f"knee: {settings_in_words(point.settings)}"
+            mark, role, name = "◆", "accent", f"knee {_in_short(point.settings)}"
         if number == search.recommended:
             mark, role = "★", "good-strong"
-            name = f"{'best and knee' if number == search.knee else 'best'}: {settings_in_words(point.settings)}"
+            name = f"{'best and knee' if number == search.knee else 'best'} {_in_short(point.settings)}"
     return Spot(point.achieved_per_s, point.p99_ms, mark, role, name)
 
 
@@ -234,11 +240,12 @@ def _row(test: LoadTest, kind: str, place: tuple[str, str]) -> Line:
     mark, role = VERDICTS[summary.verdict]
     verdict = f"  {mark} {summary.verdict}" if summary.verdict else ""
     if not summary.valid:
-        verdict, role = "  ✗ INVALID", "bad"
+        mark, verdict, role = "✗", "  ✗ INVALID", "bad"
     if kind == "sweep":
-        text = f"{settings.max_batch_size:>6}{settings.max_wait_ms:>6g}{settings.instances:>7}"
+        text = f"{settings.max_batch_size:>5}{settings.max_wait_ms:>6g}{settings.instances:>3}"
         text += f"{figures.per_second(summary.achieved_per_s):>8}"
-        return ((text, ""), (tail, "strong"), (verdict, role), ("  " + place[0], place[1]))
+        mark = mark if summary.verdict or not summary.valid else " "
+        return ((text, ""), (tail, "strong"), (f" {mark}", role), (" " + place[0], place[1]))
     offered = figures.per_second(settings.rate) if settings.rate is not None else f"{settings.concurrency or 0} callers"
     words = PURPOSES[test.purpose]
     return (

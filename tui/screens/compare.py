@@ -6,6 +6,7 @@ from A to B. Figures measured under different conditions are not put into a rati
 
 from typing import TYPE_CHECKING, ClassVar, cast
 
+import msgspec
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -13,11 +14,12 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Static
 
-from engine.protocol import Accuracy, Latency, Snapshot, Variant
+from engine.protocol import Accuracy, Latency, LoadTest, Snapshot, Variant
 
 from .. import figures
 from ..comparison import accuracies, baseline_of, latencies, tree, variant_named, verdict_at
 from ..lines import Line
+from ..loads import decisive, newest_tests
 from ..panes.variants import RUNTIMES, VERDICTS
 from ..table import LineTable, Row
 from ..text import clean, fit
@@ -174,6 +176,7 @@ def side_by_side(snapshot: Snapshot, one: Variant, other: Variant) -> Content:
             for both in (theirs, mine)
         )
         lines.append(_line(f"p50 batch {batch}", _timed(left), _timed(right), _faster(left, right)))
+    lines += _under_load(snapshot, one, other)
     a, b = (next(iter(accuracies(snapshot, id)), None) for id in (one.id, other.id))
     change = ""
     if a is not None and b is not None:
@@ -189,6 +192,40 @@ def side_by_side(snapshot: Snapshot, one: Variant, other: Variant) -> Content:
     if other.changed is not None:
         lines.append(Content.assemble((" B: ", "$muted"), clean(other.changed.summary, 300)))
     return Content("\n").join(lines)
+
+
+def _under_load(snapshot: Snapshot, one: Variant, other: Variant) -> list[Content]:
+    """The newest load test of either; a ratio only where both had the same load and batching."""
+    tests = []
+    for variant in (one, other):
+        shown = (decisive(snapshot, found) for found in newest_tests(snapshot, variant.id))
+        tests.append(next((test for test in shown if test is not None), None))
+    left, right = tests
+    if left is None and right is None:
+        return []
+    change = ""
+    if left is not None and right is not None:
+        change = "different loads or batching: no ratio"
+        if msgspec.structs.replace(left.settings, seed=0) == msgspec.structs.replace(right.settings, seed=0):
+            change = _rates(left, right)
+    return [_line("under load", _load(left), _load(right), change)]
+
+
+def _load(test: LoadTest | None) -> str:
+    if test is None:
+        return "not tested"
+    p99 = test.summary.latency_ms.get("p99")
+    return f"{figures.per_second(test.summary.achieved_per_s)}/s p99 {figures.milliseconds(p99.value if p99 else None)}"
+
+
+def _rates(left: LoadTest, right: LoadTest) -> str:
+    """What the same load came to: the rate where it could not keep up, and the tail."""
+    one, other = left.summary, right.summary
+    words = [f"{figures.ratio(other.achieved_per_s / one.achieved_per_s)} /s"] if one.achieved_per_s else []
+    a, b = one.latency_ms.get("p99"), other.latency_ms.get("p99")
+    if a is not None and b is not None and a.value:
+        words.append(f"{figures.ratio(b.value / a.value)} p99")
+    return ", ".join(words)
 
 
 def _line(label: str, left: str, right: str, change: str, style: str = "") -> Content:

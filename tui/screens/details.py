@@ -12,10 +12,21 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Static
 
-from engine.protocol import GetRecipe, GetResults, Latency, ReadLog, Snapshot, Text, Variant
+from engine.protocol import (
+    GetRecipe,
+    GetResults,
+    Latency,
+    LoadSearch,
+    LoadTest,
+    ReadLog,
+    Snapshot,
+    Text,
+    Variant,
+)
 
 from .. import expectations, figures
 from ..comparison import accuracies, latencies, lineage, variant_named, verdict_at
+from ..loads import decisive, load_in_words, load_jobs, newest_tests
 from ..panes.variants import VERDICTS
 from ..text import clean, content, content_lines, fit, wrap
 from ..view import View
@@ -33,6 +44,10 @@ LISTED = 40
 """Layers named one by one before the rest is only counted."""
 
 
+LOADS_LISTED = 6
+"""Load tests that are listed, the newest."""
+
+
 class DetailsScreen(Screen[None]):
     """See the top of this file."""
 
@@ -40,6 +55,7 @@ class DetailsScreen(Screen[None]):
         Binding("escape,q,enter", "dismiss", show=False),
         Binding("j", "scroll(1)", show=False),
         Binding("k", "scroll(-1)", show=False),
+        Binding("l,v", "show_load", show=False),
     ]
 
     def __init__(self, variant: Variant) -> None:
@@ -55,7 +71,7 @@ class DetailsScreen(Screen[None]):
             yield Static(id="facts")
             yield Static(id="recipe")
             yield Static(id="log-text")
-        yield Static("esc back   ↑ ↓ scroll   drag selects, ctrl+c copies", id="details-keys")
+        yield Static("esc back   ↑ ↓ scroll   l its load test   drag selects, ctrl+c copies", id="details-keys")
 
     def on_mount(self) -> None:
         self.query_one("#details").focus()
@@ -88,6 +104,17 @@ class DetailsScreen(Screen[None]):
             shown = _section(f"Expected of {clean(found[0].technique, 40)}, and measured", expectations.table(found[0]))
             self.query_one("#expectation", Static).update(shown)
 
+    def action_show_load(self) -> None:
+        """The newest load test of this variant, with its charts."""
+        app = cast("TrimtabApp", self.app)
+        jobs = load_jobs(app.connection.snapshot, self._variant.id)
+        if not jobs:
+            app.say("No load test of this variant has run yet: l on the main screen starts one.", severity="warning")
+            return
+        from .load_test import LoadTestScreen
+
+        app.push_screen(LoadTestScreen(jobs[0].id))
+
     async def _fetch(self) -> None:
         """The recipe and the log, which are not in the snapshot."""
         app = cast("TrimtabApp", self.app)
@@ -108,6 +135,9 @@ def facts(snapshot: Snapshot, variant: Variant, width: int) -> Content:
     if variant.changed is not None:
         parts.append(_section("What changed", _changed(variant, width)))
     parts.append(_section("Latency and throughput", _latencies(snapshot, variant, width)))
+    tests = newest_tests(snapshot, variant.id)
+    if tests:
+        parts.append(_section("Under load", _loads(snapshot, tests, width)))
     parts.append(_section("Accuracy", _accuracies(snapshot, variant, width)))
     if variant.parent is None and snapshot.model is not None:
         parts.append(_section("Model", _model(snapshot, width)))
@@ -220,6 +250,32 @@ def _conditions(rows: list[Latency]) -> list[str]:
         text = f"{held.runtime} on {held.device} ({held.processor}){threads}{against} {versions}{notes}"
         seen[clean(text, 300)] = None
     return list(seen)
+
+
+def _loads(snapshot: Snapshot, tests: list[LoadTest | LoadSearch], width: int) -> Content:
+    """Load tests and searches, the newest first; l shows the first of them."""
+    lines = []
+    for one in tests[:LOADS_LISTED]:
+        shown = decisive(snapshot, one)
+        if isinstance(one, LoadSearch):
+            lines += [Content(line) for line in ("  " + text for text in wrap(clean(one.sentence, 400), width - 2))]
+        if shown is None:
+            continue
+        summary, settings = shown.summary, shown.settings
+        p99 = summary.latency_ms.get("p99")
+        text = f"{load_in_words(settings)}: {figures.per_second(summary.achieved_per_s)}/s, "
+        text += f"p99 {figures.milliseconds(p99.value if p99 else None)} ms"
+        if p99 is not None and p99.at_most is not None:
+            text += f" (at most {figures.milliseconds(p99.at_most)})"
+        where = f"{shown.conditions.runtime} {shown.conditions.device}"
+        text += f", batch {settings.max_batch_size}, wait {settings.max_wait_ms:g} ms, ×{settings.instances}, {where}"
+        word = (summary.verdict or "") if summary.valid else "INVALID"
+        style = {"PASS": "$success", "FAIL": "$error", "INVALID": "$error"}.get(word, "$warning")
+        lines += [Content("  " + line) for line in wrap(clean(text, 300), width - 12)]
+        lines[-1] = Content.assemble(lines[-1], (f"  {word}", style))
+    if len(tests) > LOADS_LISTED:
+        lines.append(Content.styled(f"  and {len(tests) - LOADS_LISTED} more", "$muted"))
+    return Content("\n").join(lines)
 
 
 def _accuracies(snapshot: Snapshot, variant: Variant, width: int) -> Content:

@@ -38,7 +38,7 @@ from ..actions import Situation
 from ..comparison import variant_named
 from ..lines import Line, LineView
 from ..load_actions import LOAD_ACTIONS, LOAD_FOOTER
-from ..loads import Found, LoadCourse, found_by, knobs_of, load_jobs, with_knobs
+from ..loads import Found, LoadCourse, decisive, found_by, knobs_of, load_jobs, with_knobs
 from ..panes import load_figures, load_search, load_status
 from ..panes.footer import FooterPane
 from ..panes.load_charts import CHARTS, Drawn, LoadChartsPane
@@ -76,6 +76,7 @@ class LoadTestScreen(Screen[None]):
         self._zoom = 0
         self._first = 0
         self._front: bool | None = None
+        self._chosen = False
 
     def compose(self) -> ComposeResult:
         yield LineView(id="load-title")
@@ -87,9 +88,6 @@ class LoadTestScreen(Screen[None]):
                 yield LoadFiguresPane(id="load-figures")
         yield LoadKnobsPane(id="load-knobs")
         yield FooterPane(id="load-footer", actions=LOAD_ACTIONS, order=LOAD_FOOTER)
-
-    def on_mount(self) -> None:
-        self.call_after_refresh(self.trimtab.paint)
 
     def on_resize(self) -> None:
         self.call_after_refresh(self.trimtab.paint)
@@ -192,10 +190,12 @@ class LoadTestScreen(Screen[None]):
                 planned=settings.seconds if settings is not None and single else None,
                 limit=limit,
                 open_loop=settings is None or (settings.concurrency is None and not settings.offline),
-                seconds=ZOOMS[self._zoom],
-                first=self._first,
+                seconds=ZOOMS[self._zoom % len(ZOOMS)],
+                first=self._first % CHARTS,
                 name=self.variant.name if self.variant else "this",
+                test=found.single if not running else None,
                 other=other,
+                other_test=self._other,
                 other_name=self._name_of(snapshot, self._other) if self._other is not None else "",
             )
         )
@@ -210,6 +210,10 @@ class LoadTestScreen(Screen[None]):
             table.set_rows(load_search.rows(found, settings.kind), [load_search.heading(settings.kind)])
             if running and at_end and found.tests:
                 table.select(found.tests[-1].id)
+            if found.search is not None and not self._chosen:
+                self._chosen = True
+                best = decisive(snapshot, found.search)
+                table.select(best.id if best is not None else "")
             if not table.has_focus and found.tests:
                 table.focus()
             test = next((one for one in found.tests if one.id == table.key), None) if not running else None
@@ -355,11 +359,11 @@ class LoadTestScreen(Screen[None]):
             self.trimtab.paint()
 
     async def next_chart(self) -> None:
-        self._first = (self._first + 1) % CHARTS
+        self._first += 1
         self.trimtab.paint()
 
     async def zoom_time(self) -> None:
-        self._zoom = (self._zoom + 1) % len(ZOOMS)
+        self._zoom += 1
         self.trimtab.paint()
 
     async def show_front(self) -> None:
