@@ -15,16 +15,16 @@ PRIVATE_NAME = "_trimtab_engine"
 """The name this package has in our processes."""
 
 
-def load_package() -> ModuleType:
-    """This folder's package, imported as `_trimtab_engine`."""
+def load_package(name: str = PRIVATE_NAME) -> ModuleType:
+    """This folder's package, imported under this name."""
     folder = os.path.dirname(os.path.abspath(__file__))
     spec = importlib.util.spec_from_file_location(
-        PRIVATE_NAME, os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
+        name, os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
     )
     assert spec is not None
     assert spec.loader is not None
     package = importlib.util.module_from_spec(spec)
-    sys.modules[PRIVATE_NAME] = package
+    sys.modules[name] = package
     spec.loader.exec_module(package)
     return package
 
@@ -34,12 +34,15 @@ def main(arguments: list[str]) -> None:
     if "--detach" in arguments and os.fork():
         # The engine must be nobody's child: its starter may live for weeks and would have to reap it.
         os._exit(0)
-    load_package()
     role, *rest = arguments
+    # What a rank is sent was pickled under the name that the package has in the process that started it.
+    name = load_package(rest.pop(0) if role == "rank" else PRIVATE_NAME).__name__
     if role == "server":
-        importlib.import_module(f"{PRIVATE_NAME}.server.server").main(rest)
+        importlib.import_module(f"{name}.server.server").main(rest)
     elif role == "fork-server":
-        importlib.import_module(f"{PRIVATE_NAME}.fork_server").main(rest)
+        importlib.import_module(f"{name}.fork_server").main(rest)
+    elif role == "rank":
+        importlib.import_module(f"{name}.training.rank").main(rest)
     else:
         raise SystemExit(f"unknown role {role!r}")
 

@@ -71,7 +71,7 @@ def work(engine: socket.socket) -> int:
         spec = read_spec(engine)
         if spec is None:
             return 0
-        _settle_in(spec)
+        settle_in(spec)
         outbox.send_last(_perform(spec, outbox, cancelled, functools.partial(_hear, engine)))
     except JobCancelled:
         _end_by(signal.SIGTERM)
@@ -218,7 +218,7 @@ def draft_of(files: VariantFiles, work: Path) -> VariantDraft:
     )
 
 
-def _settle_in(spec: JobSpec) -> None:
+def settle_in(spec: JobSpec) -> None:
     """Make this process what the job expects: its folder, its import path, its threads, its seed."""
     folder = os.path.dirname(os.path.abspath(spec.source.path))
     if os.path.isdir(folder):

@@ -103,12 +103,15 @@ class JobSpec(Record):
     work_directory: str
     """The worker writes here and nowhere else."""
     device: str
+    """Where it computes; the first of `devices`."""
     processor: Processor
     threads: int
     limit: float = 0.01
     batch_sizes: tuple[int, ...] = (1, 8)
     model: ModelInfo | None = None
     seed: int = 0
+    devices: tuple[str, ...] = ()
+    """All that the job has leased, where it is several: training runs a process on each."""
 
 
 class Steer(Record, tag="steer"):

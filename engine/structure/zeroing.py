@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from ..context import JobContext, LoadedVariant, VariantFiles
@@ -37,7 +38,7 @@ def zero_weights(source: LoadedVariant, parameters: PruneUnstructured, job: JobC
         accuracy_cut = accuracy = retraining.accuracy(module)
     if parameters.fine_tune_epochs > 0:
         outcome = retraining.fine_tune(
-            module, parameters.fine_tune_epochs, "fine-tuning", after_step=lambda: apply_masks(module, masks)
+            module, parameters.fine_tune_epochs, "fine-tuning", after_step=functools.partial(apply_masks, module, masks)
         )
         accuracy = outcome.accuracy
     apply_masks(module, masks)

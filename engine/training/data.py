@@ -32,10 +32,12 @@ Batch = tuple[Any, Any]
 class TrainingData:
     """Batches for training and, apart from them, batches to judge by.
 
-    `held_out` is kept in memory. `steps` is the number of training batches in a pass.
+    `held_out` is kept in memory. `steps` is the number of training batches in a pass. `samples` and `seed` are what it
+    was made with: the same ones make the same data again.
     """
 
     def __init__(self, model: Model, samples: int = HELD_OUT_SAMPLES, seed: int = 0) -> None:
+        self.samples, self.seed = samples, seed
         self._model = model
         self._iterable: Any = model.train_data()
         self._skip = 0

@@ -21,7 +21,7 @@ from .data import TrainingData, batch_size
 from .losses import cross_entropy, main_output, moved, soft_loss
 
 if TYPE_CHECKING:
-    from .loop import Precision
+    from .precision import Precision
 
 CACHE_BYTES = 512 * 1024 * 1024
 """A teacher's answers are kept for later passes if they are smaller than this."""
@@ -76,7 +76,8 @@ class Teaching:
         self.trained_modules: list[nn.Module] = []
         """The projection of the student's features, when they are matched and have another width."""
         self._answers: dict[int, Any] = {}
-        self._caching = False
+        self.cached = False
+        """The teacher is asked only once for every batch."""
         self._hooks: list[Any] = []
         self._features: dict[str, torch.Tensor] = {}
 
@@ -91,7 +92,7 @@ class Teaching:
         with torch.no_grad():
             answer = main_output(objective.forward(self.teacher, sample))
         per_pass = answer.element_size() * answer[0].numel() * batch_size(data.held_out[0]) * data.steps
-        self._caching = not self.feature_weight and per_pass <= CACHE_BYTES and data.repeats
+        self.cached = not self.feature_weight and per_pass <= CACHE_BYTES and data.repeats
         if self.feature_weight:
             self._watch_features(student, sample, device)
 
@@ -103,7 +104,7 @@ class Teaching:
         if theirs is None:
             with torch.no_grad():
                 theirs = main_output(self._objective.forward(self.teacher, precision.laid_out(inputs)))
-            if self._caching:
+            if self.cached:
                 self._answers[index] = theirs
         loss = self.alpha * soft_loss(outputs, theirs, labels, self.temperature) + (1 - self.alpha) * hard
         if self.feature_weight:
@@ -111,9 +112,9 @@ class Teaching:
         return loss
 
     @property
-    def cached(self) -> bool:
-        """The teacher was asked only once for every batch."""
-        return self._caching
+    def settings(self) -> tuple[float, float, float]:
+        """What it was made with beside the teacher: alpha, temperature, feature weight."""
+        return self.alpha, self.temperature, self.feature_weight
 
     def close(self) -> None:
         """Take the hooks off the student and the teacher again."""

@@ -1,0 +1,69 @@
+"""Judging a module on held-out data, and measuring its batch normalisation anew; both keep the weights as they are."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .data import TrainingData, batch_size
+from .losses import moved
+from .objectives import Objective
+from .precision import Precision
+
+
+@torch.no_grad()
+def held_out_accuracy(
+    module: nn.Module,
+    data: TrainingData,
+    objective: Objective,
+    device: torch.device | str = "cpu",
+    precision: Precision | None = None,
+    samples: int | None = None,
+) -> float:
+    """Accuracy (fraction) on the held-out batches, or on the first `samples` of them. Keeps the module's mode.
+
+    Where the labels cannot be scored (regression without accuracy() in the model file) it is minus the mean loss.
+    """
+    was_training = module.training
+    module.eval()
+    right, seen = 0.0, 0
+    precision = precision or Precision("float32", torch.device(device), ())
+    for batch in data.held_out:
+        inputs, labels = moved(batch[0], device), moved(batch[1], device)
+        with precision.autocast():
+            outputs = objective.forward(module, precision.laid_out(inputs))
+        right += objective.quality(outputs, labels)
+        seen += batch_size(batch)
+        if samples is not None and seen >= samples:
+            break
+    module.train(was_training)
+    return right / seen
+
+
+@torch.no_grad()
+def reestimate_batch_norm(
+    module: nn.Module, data: TrainingData, objective: Objective, device: torch.device | str = "cpu", batches: int = 20
+) -> int:
+    """Measure the running mean and variance of every batch normalisation anew on training batches.
+
+    After channels were removed or zeroed the old statistics are those of another network. Returns how many layers
+    were re-estimated; the module comes back in eval mode.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    layers = [layer for layer in layers if layer.track_running_stats]
+    if not layers:
+        return 0
+    module.to(device).eval()
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # None: the plain average over all batches seen
+        layer.train()
+    for index, (inputs, _) in enumerate(data.batches()):
+        if index >= batches:
+            break
+        objective.forward(module, moved(inputs, device))
+    for layer, momentum in zip(layers, momenta):
+        layer.momentum = momentum
+    module.eval()
+    return len(layers)
