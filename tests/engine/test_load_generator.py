@@ -88,6 +88,19 @@ def test_an_open_loop_follows_its_schedule_and_counts_from_it() -> None:
     assert summary.requests_for_p99 == 459
 
 
+def test_everything_is_prepared_before_the_clock_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = LoadGenerator(Answering(), POOL, Load(rate=1e5, seconds=0.05))
+    prepared = []
+
+    def noting() -> float:
+        prepared.append((bool(np.isfinite(generator.record.scheduled).all()), len(generator._drawn) > 0))
+        return clock()
+
+    monkeypatch.setattr("engine.measurements.load_test.generator.clock", noting)
+    generator.run()
+    assert prepared[0] == (True, True)
+
+
 def test_requests_are_drawn_from_the_pool_the_same_from_the_same_seed() -> None:
     def drawn(seed: int) -> list[float]:
         target = Answering()

@@ -40,6 +40,9 @@ request against 6 at 50,000/s). The lag is recorded as always."""
 BACK_OFF = 0.001
 """Seconds a closed loop waits after a rejection instead of asking again at once."""
 
+DRAWN_AT_ONCE = 8192
+"""Inputs are drawn for so many requests at a time: half a millisecond, which is too short to show as lag."""
+
 ERRORS_KEPT = 5
 """Different error sentences that are remembered."""
 
@@ -145,9 +148,11 @@ class LoadGenerator:
         sys.setswitchinterval(SWITCH_SECONDS)
         _set_timer_slack(1)
         try:
-            self._start = clock()
+            times = self._follow(self._schedule) if self._schedule is not None else []
+            self._draw()
+            self._start = clock()  # all that takes time was done before
             if self._schedule is not None:
-                self._send_scheduled(self._schedule)
+                self._send_scheduled(self._schedule, times)
             else:
                 self._send_on_answer()
             self.sending_ended = self._now()
@@ -162,9 +167,9 @@ class LoadGenerator:
             gc.unfreeze()
         return self.record
 
-    def _send_scheduled(self, schedule: Schedule) -> None:
+    def _send_scheduled(self, schedule: Schedule, times: list[float]) -> None:
         number, limit = 0, self.load.requests or FOREVER
-        record, times = self.record, self._follow(schedule)
+        record = self.record
         while number < len(times) and number < limit and not self._stopped:
             now = self._now()
             if self._paused:
@@ -204,7 +209,7 @@ class LoadGenerator:
     def _send(self, record: Record, number: int, now: float) -> bool:
         """False if it was turned away."""
         if number >= len(self._drawn):
-            self._drawn += self._random.integers(len(self._pool), size=65_536).tolist()
+            self._draw()
         inputs, rows, key = self._pool[self._drawn[number]]
         load = self.load
         deadline = FOREVER if load.timeout_ms is None else self._start + now + load.timeout_ms * 1e-3
@@ -221,6 +226,9 @@ class LoadGenerator:
                 self._settled += 1
             return False
         return True
+
+    def _draw(self) -> None:
+        self._drawn += self._random.integers(len(self._pool), size=DRAWN_AT_ONCE).tolist()
 
     def _wait_out_pause(self, schedule: Schedule, now: float) -> None:
         while self._paused and not self._stopped:
