@@ -1,0 +1,340 @@
+"""Trimtab's best INT8 variant against the best of other tools, on the sample models, side by side in one process.
+
+    python tests/benchmarks/bench_quantization_peers.py [--models lstm residual_cnn] [--seconds 6] [--threads 2]
+
+Peers: ONNX Runtime's quantization tools, NNCF's ONNX backend, Intel Neural Compressor. Each is installed into an
+environment of its own in the cache directory the first time (needs a package index, about 1.5 GB), gets the same
+exported graph and the same calibration data (256 samples), and quantizes in every way its documentation gives as
+default. Trimtab runs a recipe through its own engine: export, optimize-graph, quantize-dynamic, quantize-static.
+
+All files are then timed in one process in turns, with the same session options, at batch 1 and 8; the ratio to the
+float graph comes with a 95 % interval. Accuracy is that on the labelled test data (10,000 images), paired with the
+float graph's; a file passes when the whole interval of its drop lies within one percentage point. A tool's best is
+its fastest file that passes. The last table says how much faster Trimtab's best is than each peer's best.
+
+Takes 10 to 15 minutes on an idle machine with two cores; nothing here asserts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "sample_models")]
+
+import fashion_mnist  # noqa: E402
+
+from engine.measurements.statistics import Interval, mean_interval  # noqa: E402
+from engine.measurements.timing import Arm, log_ratio, time_rounds, warm_up  # noqa: E402
+
+LIMIT = 0.01
+"""Largest accepted drop of accuracy."""
+
+BATCH_SIZES = (1, 8)
+
+CALIBRATION_SAMPLES = 256
+
+MODELS = {"residual_cnn": (1, 28, 28), "vision_transformer": (1, 28, 28), "lstm": (28, 28)}
+"""Sample model → shape of one sample."""
+
+PEERS = {
+    "ONNX Runtime": ("onnxruntime_tools.py", ("onnxruntime=={onnxruntime}", "onnx", "sympy")),
+    "NNCF": ("nncf_onnx.py", ("nncf==3.4.0", "onnx", "onnxruntime=={onnxruntime}")),
+    "Neural Compressor": (
+        "neural_compressor_onnx.py",
+        ("neural-compressor==2.6", "onnx==1.16.2", "onnxruntime==1.18.1", "numpy<2", "setuptools<80", "six"),
+    ),
+}
+"""Peer → its script in `quantization_peers/`, and what is installed for it."""
+
+RECIPE = """\
+model = {model}
+accuracy_limit = {limit}
+batch_sizes = [1, 8]
+
+[[steps]]
+technique = "export-onnx"
+name = "float"
+
+[[steps]]
+technique = "optimize-graph"
+from = "float"
+name = "optimized"
+
+[[steps]]
+technique = "quantize-dynamic"
+from = "float"
+name = "dynamic"
+
+[[steps]]
+technique = "quantize-static"
+from = "float"
+name = "static"
+
+[[steps]]
+technique = "quantize-dynamic"
+from = "optimized"
+name = "optimized, dynamic"
+
+[[steps]]
+technique = "quantize-static"
+from = "optimized"
+name = "optimized, static"
+"""
+
+
+@dataclasses.dataclass
+class Candidate:
+    """One file of one tool, and what was found out about it."""
+
+    tool: str
+    way: str
+    path: Path | None
+    failure: str | None = None
+    drop: Interval | None = None
+    """Loss of accuracy against the float graph, as a share."""
+    ratios: dict[int, Interval] = dataclasses.field(default_factory=dict)
+    """Batch size → time of the float graph over its own."""
+    rounds: dict[int, list[float]] = dataclasses.field(default_factory=dict)
+    """Batch size → mean log seconds of each round."""
+
+    @property
+    def passes(self) -> bool:
+        return self.drop is not None and self.drop.high <= LIMIT
+
+    @property
+    def speed(self) -> float:
+        """Geometric mean of the ratios over the batch sizes."""
+        return float(np.exp(np.mean([np.log(ratio.value) for ratio in self.ratios.values()])))
+
+
+def main() -> int:
+    """Quantize with every tool, time everything, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--seconds", type=float, default=6.0, help="to time one file at one batch size, about")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    began = time.monotonic()
+    environments = {peer: _environment(peer) for peer in PEERS}
+    summary: list[str] = []
+    for name in options.models:
+        print(f"\n== {name}", flush=True)
+        with tempfile.TemporaryDirectory() as place:
+            source, ours = _trimtab(name, Path(place))
+            reference = Candidate("float", "ONNX Runtime FP32", source)
+            found = [reference, *ours, *_peers(name, source, Path(place), environments)]
+            _measure_accuracy(found, MODELS[name], options.threads)
+            usable = [candidate for candidate in found if candidate.path is not None]
+            for batch_size in BATCH_SIZES:
+                _time(usable, MODELS[name], batch_size, options.threads, options.seconds)
+            print(_table(found))
+            summary += _against(name, [candidate for candidate in usable if candidate is not reference])
+    print("\n== Trimtab's best that passes against each peer's best that passes (above 1: Trimtab is faster)")
+    print("\n".join(summary))
+    print(f"\n{time.monotonic() - began:.0f} s; {options.threads} threads; onnxruntime {onnxruntime.__version__}")
+    return 0
+
+
+def _environment(peer: str) -> Path | str:
+    """The Python of the peer's environment, made when it is not there; or why it cannot be made."""
+    wanted = [package.format(onnxruntime=onnxruntime.__version__) for package in PEERS[peer][1]]
+    key = hashlib.sha256(repr((sys.version, wanted)).encode()).hexdigest()[:12]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trimtab" / "quantization-peers"
+    place = cache / f"{peer.lower().replace(' ', '-')}-{key}"
+    python, done = place / "bin" / "python", place / "installed"
+    if done.exists():
+        return python
+    print(f"installing {peer}: {', '.join(wanted)}", flush=True)
+    venv.create(place, with_pip=True, clear=True)
+    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
+    installed = subprocess.run(command, capture_output=True, text=True, check=False)
+    if installed.returncode:
+        lines = [line for line in installed.stderr.splitlines() if line.startswith("ERROR")]
+        return (
+            f"cannot be installed on Python {sys.version_info.major}.{sys.version_info.minor}: {' '.join(lines)[:300]}"
+        )
+    done.touch()
+    return python
+
+
+def _trimtab(name: str, place: Path) -> tuple[Path, list[Candidate]]:
+    """(the float graph, every variant that quantizes), made by a recipe in an engine of its own."""
+    recipe, session = place / "recipe.toml", place / f"{name}.trimtab"
+    model = REPOSITORY / "sample_models" / f"{name}.py"
+    recipe.write_text(RECIPE.format(model=json.dumps(str(model)), limit=LIMIT))
+    assert tomllib.loads(recipe.read_text())
+    trimtab = [str(Path(sys.executable).with_name("trimtab"))]
+    environment = os.environ | {"XDG_STATE_HOME": str(place / "state")}
+    began = time.monotonic()
+    try:
+        run = subprocess.run(
+            [*trimtab, "run", str(recipe), "--session", str(session), "--json", "--quiet"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
+    finally:
+        subprocess.run([*trimtab, "stop", "--session", str(session)], capture_output=True, check=False, env=environment)
+    report = json.loads(run.stdout)
+    print(f"Trimtab's recipe: {time.monotonic() - began:.0f} s", flush=True)
+    files = {
+        variant["id"]: next((session / "variants" / variant["id"]).glob("*.onnx"))
+        for variant in report["variants"]
+        if variant["format"] == "onnx"
+    }
+    names = {variant["id"]: variant["name"] for variant in report["variants"]}
+    candidates: list[Candidate] = []
+    for step in report["steps"]:
+        if step["status"] != "succeeded":
+            candidates.append(Candidate("Trimtab", step["name"], None, step["reason"] or step["status"]))
+        elif step["name"] != "float":
+            candidates += [Candidate("Trimtab", names[id], files[id]) for id in step["variants"]]
+    return files[next(step["variant"] for step in report["steps"] if step["name"] == "float")], candidates
+
+
+def _peers(name: str, source: Path, place: Path, environments: dict[str, Path | str]) -> Iterator[Candidate]:
+    """What each peer makes of the float graph."""
+    calibration = place / "calibration.npz"
+    inputs = onnxruntime.InferenceSession(str(source), providers=["CPUExecutionProvider"]).get_inputs()
+    batches = fashion_mnist.calibration_batches(MODELS[name])
+    samples = np.concatenate([images.numpy() for images, _ in batches])[:CALIBRATION_SAMPLES]
+    np.savez(calibration, **{inputs[0].name: samples})
+    for peer, (script, _) in PEERS.items():
+        python = environments[peer]
+        if isinstance(python, str):
+            yield Candidate(peer, "–", None, python)
+            continue
+        directory = place / script.removesuffix(".py")
+        directory.mkdir()
+        ran = subprocess.run(
+            [python, HERE / "quantization_peers" / script, source, calibration, directory],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=directory,
+        )
+        told = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith('{"way"')]
+        if not told:
+            last = (ran.stderr.strip().splitlines() or ["no message"])[-1]
+            yield Candidate(peer, "–", None, f"failed: {last[:200]}")
+        for entry in told:
+            yield Candidate(peer, entry["way"], Path(entry["file"]) if entry["file"] else None, entry["failure"])
+
+
+def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    """The same options for every file; threads stop spinning when a run ends, or they would rob the next file."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _measure_accuracy(candidates: list[Candidate], shape: tuple[int, ...], threads: int) -> None:
+    """Drop on the labelled test data, paired with the first candidate. A file that cannot run is dropped."""
+    right: np.ndarray | None = None
+    for candidate in candidates:
+        if candidate.path is None:
+            continue
+        try:
+            session = _session(candidate.path, threads)
+            name = session.get_inputs()[0].name
+            hits = np.concatenate(
+                [
+                    session.run(None, {name: images.numpy()})[0].argmax(1) == labels.numpy()
+                    for images, labels in fashion_mnist.test_batches(shape)
+                ]
+            ).astype(float)
+        except Exception as error:  # a graph ONNX Runtime cannot run raises classes of its own
+            candidate.path, candidate.failure = None, f"cannot run: {str(error).strip().splitlines()[0][:160]}"
+            continue
+        right = hits if right is None else right
+        candidate.drop = mean_interval(right - hits)
+
+
+def _time(candidates: list[Candidate], shape: tuple[int, ...], batch_size: int, threads: int, seconds: float) -> None:
+    """Time all files in turns; ratios are to the first."""
+    images = fashion_mnist.example(shape, batch_size).numpy()
+    arms = []
+    for candidate in candidates:
+        session = _session(candidate.path, threads)  # type: ignore[arg-type]
+        feed = {session.get_inputs()[0].name: images}
+        arms.append(Arm(candidate.way, lambda session=session, feed=feed: session.run(None, feed)))  # type: ignore[misc]
+    for position, arm in enumerate(arms):
+        arm.name = str(position)
+        warm_up(arm)
+    time_rounds(arms, (arms[0], arms[1]), budget=seconds * len(arms))
+    for candidate, arm in zip(candidates, arms, strict=True):
+        candidate.rounds[batch_size] = arm.rounds
+        logs = log_ratio(arms[0], arm)
+        candidate.ratios[batch_size] = Interval(*np.exp(logs).tolist())
+    print(f"batch {batch_size}: {len(arms[0].rounds)} rounds of {len(arms)} files", flush=True)
+
+
+def _table(candidates: list[Candidate]) -> str:
+    rows = [
+        f"{'tool':18} {'way':32} {'MB':>5} {'drop':>7}  limit  " + "  ".join(f"{f'batch {b}':24}" for b in BATCH_SIZES)
+    ]
+    for candidate in candidates:
+        start = f"{candidate.tool:18} {candidate.way[:32]:32}"
+        if candidate.path is None or candidate.drop is None:
+            rows.append(f"{start} {candidate.failure}")
+            continue
+        size = candidate.path.stat().st_size / 1e6
+        cells = []
+        for batch_size in BATCH_SIZES:
+            ratio, ms = candidate.ratios[batch_size], 1e3 * np.exp(np.mean(candidate.rounds[batch_size]))
+            cells.append(f"{ms:7.3f} ms {ratio.value:5.2f}× [{ratio.low:.2f}–{ratio.high:.2f}]")
+        verdict = "pass" if candidate.passes else "FAIL"
+        rows.append(f"{start} {size:5.2f} {100 * candidate.drop.value:+6.2f}%  {verdict}   " + "  ".join(cells))
+    return "\n".join(rows)
+
+
+def _against(name: str, candidates: list[Candidate]) -> Iterator[str]:
+    """One line for each peer."""
+    passing = [candidate for candidate in candidates if candidate.passes]
+    ours = max((c for c in passing if c.tool == "Trimtab"), key=lambda c: c.speed, default=None)
+    if ours is None:
+        yield f"{name:20} Trimtab has no variant within the limit"
+        return
+    for peer in PEERS:
+        best = max((c for c in passing if c.tool == peer), key=lambda c: c.speed, default=None)
+        if best is None:
+            yield f"{name:20} {ours.way:24} {ours.speed:5.2f}×   {peer}: nothing passes the limit"
+            continue
+        cells, logs = [], []
+        for batch_size in BATCH_SIZES:
+            first, second = Arm("", lambda: None), Arm("", lambda: None)
+            first.rounds, second.rounds = best.rounds[batch_size], ours.rounds[batch_size]
+            ratio = log_ratio(first, second)
+            logs.append(ratio.value)
+            cells.append(
+                f"batch {batch_size}: {np.exp(ratio.value):.2f} [{np.exp(ratio.low):.2f}–{np.exp(ratio.high):.2f}]"
+            )
+        peers = f"{peer}: {best.way} {best.speed:.2f}×"
+        yield (
+            f"{name:20} {ours.way:24} {ours.speed:5.2f}×   {peers:52} {'  '.join(cells)}   "
+            f"together {np.exp(np.mean(logs)):.2f}"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
