@@ -59,8 +59,8 @@ ECHO_SECONDS = 3.0
 ECHOES = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "processgroup")
 """Words of an error that another rank's end has caused."""
 
-INTERFACES = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-"""Nothing listens outside this machine."""
+ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+"""Nothing listens outside this machine, and nobody is told that no parameter went unused. The user's own come first."""
 
 
 def train_in_parallel(
@@ -179,12 +179,12 @@ class _Crew:
                 subprocess.Popen(
                     [
                         *(sys.executable, "-P", os.fspath(MAIN), "rank"),
-                        *(package, str(theirs.fileno()), str(rank), os.fspath(self.directory)),
+                        *(package, str(os.getpid()), str(theirs.fileno()), str(rank), os.fspath(self.directory)),
                     ],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=None if rank == 0 else subprocess.DEVNULL,  # a user's print is wanted once
-                    env=INTERFACES | os.environ,
+                    env=ENVIRONMENT | os.environ,
                 )
             )
         threading.Thread(target=self._listen, args=(rank, ours), name=f"rank {rank}", daemon=True).start()

@@ -1,4 +1,4 @@
-"""One process of a training on several devices: `… rank PACKAGE DESCRIPTOR RANK DIRECTORY`, started by `parallel`.
+"""One process of a training on several devices: `… rank PACKAGE PARENT DESCRIPTOR RANK DIRECTORY`; see `parallel`.
 
 It opens the model file as a worker does, joins the others, and runs the one loop. The first rank reports, keeps the
 checkpoints and writes the weights; SIGTERM makes it stop between two steps, and the others leave when they are killed.
@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 import threading
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,10 @@ PATIENCE = datetime.timedelta(hours=2)
 
 def main(arguments: list[str]) -> None:
     """Be a rank."""
-    descriptor, rank, directory = int(arguments[0]), int(arguments[1]), Path(arguments[2])
+    parent, descriptor, rank, directory = *(int(word) for word in arguments[:3]), Path(arguments[3])
     die_with_parent(signal.SIGKILL)
+    if os.getppid() != parent:
+        return  # it died while torch was imported here
     raise_oom_score()
     cancelled = threading.Event()
     if rank == 0:
@@ -87,7 +88,6 @@ def _train(job: JobContext, rank: int, directory: Path) -> None:
         course.step, course.points = task["step"], task["points"]
     teaching = Teaching(*task["teaching"]) if task["teaching"] else None
     module = task["module"]
-    warnings.filterwarnings("ignore", message=".*find_unused_parameters.*")
     outcome = train_as(
         team, module, data, Objective(job.model), task["plan"], course, task["stage"], teaching, task["after_step"]
     )
