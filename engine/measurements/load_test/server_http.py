@@ -1,8 +1,9 @@
 """Requests to a server over HTTP/1.1: prepared bytes out, a status back, on connections that are kept.
 
 A load generator has to cost little beside what it measures, so this is no general client: bodies are laid out once,
-the answer's body is counted and dropped unless it is an error, and a connection carries one request at a time
-(15 µs a request against 150 µs for a full client, of the generator's own processor time).
+the answer's body is counted and dropped unless it is an error, and a connection carries one request at a time. A
+request costs 17 to 21 µs of processor time, the generator included, where aiohttp's client alone takes 82 (Python
+3.11, 64 and 16 callers on one loopback connection each).
 """
 
 import asyncio
