@@ -10,6 +10,7 @@ those who wait for a server to end.
 
 from msgspec import Struct
 
+from ..devices import overlap
 from ..protocol import (
     ExplainVariant,
     Job,
@@ -31,7 +32,7 @@ class Claim(Struct, frozen=True):
     job: str
     title: str
     device: str
-    """"cpu", "cuda:0", …"""
+    """"cpu", "cuda:0", …: see `engine/devices.py`."""
     exclusive: bool
     """No other job beside it, on any device: it measures time."""
     serves: bool = False
@@ -73,4 +74,4 @@ def startable(running: list[Claim], waiting: list[Claim]) -> tuple[list[Claim], 
 def _conflict(one: Claim, other: Claim) -> bool:
     if (one.serves and other.bears_servers) or (other.serves and one.bears_servers):
         return False
-    return one.exclusive or other.exclusive or one.device == other.device
+    return one.exclusive or other.exclusive or overlap(one.device, other.device)

@@ -8,6 +8,7 @@ import os
 
 from msgspec import Struct
 
+from ..devices import devices_of
 from ..protocol import (
     ExplainVariant,
     Hardware,
@@ -58,6 +59,7 @@ def specify(session: Session, hardware: Hardware, job: Job, request: JobRequest)
     if source is None:
         raise SessionError("No model is open in this session.")
     baseline = session.baseline
+    devices = devices_of(request.device, len(hardware.gpus)) or (request.device,)
     return JobSpec(
         job=job.id,
         task=request.task,
@@ -66,7 +68,8 @@ def specify(session: Session, hardware: Hardware, job: Job, request: JobRequest)
         baseline=baseline.id if baseline is not None else None,
         session_directory=os.fspath(session.directory),
         work_directory=os.fspath(session.work_directory(job.id)),
-        device=request.device,
+        device=devices[0],
+        devices=devices if len(devices) > 1 else (),
         processor=hardware.processor,
         threads=request.threads or usable_cores(hardware),
         limit=request.limit if request.limit is not None else session.options.accuracy_limit,

@@ -13,7 +13,6 @@ Nothing is run and no model is opened. Keys that are not given are None: the ses
 """
 
 import difflib
-import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from ..devices import DEVICES
 from ..runtimes import RUNTIMES
 from ..safety import clean_text
 from ..session import SessionError
@@ -281,9 +281,10 @@ def check_target(target: str | None) -> None:
 
 
 def check_device(device: str | None) -> None:
-    """Raises RecipeError for anything but "cpu" and "cuda:<number>"."""
-    if device is not None and not re.fullmatch(r"cpu|cuda:\d{1,3}", device):
-        raise RecipeError(f'there is no device {clean_text(device, 60)}. Known: "cpu", "cuda:0", "cuda:1", …')
+    """Raises RecipeError for what is no name of devices (see `engine/devices.py`)."""
+    if device is not None and not DEVICES.fullmatch(device):
+        known = '"cpu", "cuda:0", "cuda:0,cuda:1", …, "cuda" for all GPUs'
+        raise RecipeError(f"there is no device {clean_text(device, 60)}. Known: {known}")
 
 
 def check_runtimes(runtimes: Iterable[str]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from ..devices import missing_device
 from ..jobs import JobRequest, Jobs
 from ..protocol import (
     ApplyTechnique,
@@ -216,8 +217,8 @@ class RecipeRunner:
             raise RecipeError("No model is open in this session. Open one first: trimtab MODEL")
 
     def _check_device(self, device: str | None) -> None:
-        if device is not None and device.startswith("cuda:") and int(device[5:]) >= len(self.hardware.gpus):
-            raise RecipeError(f"There is no device {device} here: {self.hardware.gpu_status}.")
+        if device is not None and (missing := missing_device(device, len(self.hardware.gpus))):
+            raise RecipeError(f"There is no device {missing} here: {self.hardware.gpu_status}.")
 
     # --- one run -----------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from ..devices import first_device
 from ..jobs import JobRequest
 from ..protocol import (
     ExplainVariant,
@@ -213,7 +214,7 @@ async def measure(runner: "RecipeRunner", id: str, variant: Variant, kinds: tupl
     if refusals and not wanted and plan.runtimes:
         return Measured(False, " ".join(refusals.values()))
     natural = [able[0]] if variant.parent is None or not wanted else []
-    device = plan.device or options.device
+    device = first_device(plan.device or options.device)
     ran, last = False, None
     for kind in kinds:
         make_task = MEASUREMENT_STEPS[kind].task

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from ..devices import first_device
 from ..exports import explanation, export_variants, load_tests, recipe_text, results
 from ..jobs.logs import read_piece
 from ..paths import LOG_NAME
@@ -257,7 +258,7 @@ def _explanation(engine: "Engine", command: GetExplanation) -> Result:
 def _profile(engine: "Engine", command: GetProfile) -> Result:
     session = engine.session
     variant = session.resolve(command.variant)
-    found = known_profile(session, variant, command.runtime, session.options.device, 0)
+    found = known_profile(session, variant, command.runtime, first_device(session.options.device), 0)
     return Text(text="" if found is None else explanation.render_profile(session, found, command.format))
 
 

@@ -7,6 +7,7 @@ engine ends.
 import importlib.util
 from typing import TYPE_CHECKING
 
+from ..devices import first_device, missing_device
 from ..jobs import JobRequest
 from ..protocol import Done, JobAccepted, Result, Serve, ServeVariant, StopServing
 from ..recipes.files import check_device, check_runtimes
@@ -29,9 +30,9 @@ def serve(engine: "Engine", command: ServeVariant) -> Result:
     variant = session.resolve(command.variant)
     check_runtimes((command.runtime,) if command.runtime else ())
     check_device(command.device)
-    device = command.device or session.options.device
-    if device.startswith("cuda:") and int(device[5:]) >= len(engine.hardware.gpus):
-        raise SessionError(f"There is no device {device} here: {engine.hardware.gpu_status}.")
+    device = first_device(command.device or session.options.device)
+    if missing := missing_device(device, len(engine.hardware.gpus)):
+        raise SessionError(f"There is no device {missing} here: {engine.hardware.gpu_status}.")
     able = runtimes_for(variant.format)
     if not able:
         raise SessionError(f"Nothing here runs the format {variant.format}.")

@@ -7,6 +7,7 @@ Everything is computed from records; nothing is measured here. None means that i
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
+from ..devices import first_device
 from ..protocol import Accuracy, Latency, Measurement, SessionOptions, Variant
 
 Verdict = Literal["PASS", "FAIL", "NOT ENOUGH DATA"]
@@ -55,7 +56,7 @@ def best_latency(latencies: Iterable[Latency], options: SessionOptions) -> Laten
     main = max(options.batch_sizes, default=0)
 
     def rank(one: Latency) -> tuple[bool, bool, float, float]:
-        right_device = one.conditions.device == options.device
+        right_device = one.conditions.device == first_device(options.device)
         return (right_device, one.batch_size == main, one.speedup.ratio if one.speedup else 0.0, one.throughput_per_s)
 
     return max(latencies, key=rank, default=None)
