@@ -115,7 +115,7 @@ def command_line(variant: str, load: str, values: dict[str, Any]) -> str:
     words = ["trimtab", "load-test", variant]
     defaults = {field.name: field.default for field in msgspec.structs.fields(LoadSettings)}
     for name, value in parameters_of(load, values).items():
-        if value == defaults.get(name) or (isinstance(value, list) and tuple(value) == defaults.get(name)):
+        if (tuple(value) if isinstance(value, list) else value) == defaults.get(name):
             continue
         option = "--slo-p99" if name == "slo_p99_ms" else "--" + name.replace("_", "-")
         words.append(option)

@@ -51,7 +51,7 @@ def written(field: Field, value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list | tuple):
-        return " ".join(str(part) for part in value)
+        return " ".join(number(part) if isinstance(part, float) else str(part) for part in value)
     return number(value) if isinstance(value, float) and abs(value) >= 1 else str(value)
 
 
@@ -113,8 +113,12 @@ def _within(field: Field, value: float) -> float:
 
 
 def _word(part: str) -> Any:
-    """A list's element: a number where it is one."""
-    try:
-        return int(part)
-    except ValueError:
+    """A list's element: a number where it is one (a word that only Python takes for one, as nan, is a word)."""
+    if not any(character.isdigit() for character in part):
         return part
+    for kind in (int, float):
+        try:
+            return kind(part)
+        except ValueError:
+            continue
+    return part

@@ -112,9 +112,9 @@ def _progress(state: Running, course: LoadCourse, settings: LoadSettings | None,
     return (
         (" ▶ ", "accent"),
         (clean(tick.phase, 40), "strong"),
-        (f"  {clock(tick.seconds)} of {clock(total)}  ", ""),
+        (f"  {clock(tick.seconds)} of {clock(total)}  " if total >= tick.seconds else f"  {clock(tick.seconds)}  ", ""),
         (done, "accent"),
         (rest, "track"),
-        (f"  {left} left", "muted"),
+        (f"  {left} left" if total >= tick.seconds else "", "muted"),
         (f"   {clock(course.now)} in all" if searching else "", "muted"),
     )

@@ -89,6 +89,7 @@ class LoadTestScreen(Screen[None]):
         yield LoadKnobsPane(id="load-knobs")
         yield FooterPane(id="load-footer", actions=LOAD_ACTIONS, order=LOAD_FOOTER)
 
+    @on(LineTable.Highlighted)
     def on_resize(self) -> None:
         self.call_after_refresh(self.trimtab.paint)
 
@@ -124,8 +125,7 @@ class LoadTestScreen(Screen[None]):
 
     @property
     def variant(self) -> Variant | None:
-        job = self.job
-        return variant_named(self.trimtab.connection.snapshot, job.variant) if job is not None else None
+        return variant_named(self.trimtab.connection.snapshot, job.variant) if (job := self.job) is not None else None
 
     def situation(self) -> Situation:
         """Decides which actions are available."""
@@ -140,6 +140,8 @@ class LoadTestScreen(Screen[None]):
         job = self.job
         found = found_by(snapshot, job.id) if job is not None else Found()
         settings = self.settings
+        if job is not None and job.id in self.trimtab.connection.loads and self.course.settings is None:
+            self.course.settings = settings
         running = job is not None and isinstance(job.state, Running)
         if job is not None and view.link == "connected" and not isinstance(job.state, Queued):
             self._want(job.id)
@@ -293,10 +295,6 @@ class LoadTestScreen(Screen[None]):
     @on(LoadKnobsPane.Pressed)
     def _pressed(self, message: FooterPane.Pressed | LoadKnobsPane.Pressed) -> None:
         self.act(message.id)
-
-    @on(LineTable.Highlighted)
-    def _moved(self) -> None:
-        self.trimtab.paint()
 
     def _turn(self, action: str) -> None:
         """Ask for a knob's next position; it is shown in grey until a tick confirms it."""

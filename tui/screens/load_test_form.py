@@ -110,8 +110,14 @@ class LoadFormScreen(ModalScreen[tuple[str, LoadSettings] | None]):
         self._checked()
 
     def _remember(self) -> None:
+        """Keep what the user chose: a default of one load is not what another begins with."""
         for form in self.query("#load-values").results(Form):
-            self._values |= form.values
+            defaults = form.defaults
+            for name, value in form.values.items():
+                if value == defaults[name]:
+                    self._values.pop(name, None)
+                else:
+                    self._values[name] = value
 
     def _checked(self) -> None:
         """Show the command that says the same, and ask the engine once the user rests."""
