@@ -4,6 +4,7 @@ Everything is fixed (the clock too), so a picture of it never changes by itself.
 """
 
 import asyncio
+import json
 import math
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -29,6 +30,7 @@ from engine.protocol import (
     Field,
     FileRecord,
     GetRecipe,
+    GetResults,
     Gpu,
     GpuSample,
     Hardware,
@@ -608,6 +610,25 @@ calibration_samples = 256
 """
 
 
+RESULTS = json.dumps(
+    {
+        "variants": [
+            {
+                "name": "int8",
+                "technique": "quantize-static",
+                "expectation": {
+                    "text": "size 25 %, 2–4× faster, 0.5–1 % loss",
+                    "expected": {"size": 0.25, "speedup": [2.0, 4.0], "drop": [0.005, 0.01]},
+                    "measured": {"size": 0.262, "speedup": 1.8, "drop": 0.0021},
+                    "verdict": {"size": "as expected", "speedup": "less", "drop": "less"},
+                },
+            }
+        ]
+    }
+)
+"""What the engine's results say of int8, as far as the dashboard reads them."""
+
+
 def replies() -> dict[type, Any]:
     """What the scene's engine answers."""
 
@@ -620,6 +641,7 @@ def replies() -> dict[type, Any]:
         ReadLog: log,
         ReadMetrics: lambda command: MetricHistory(points=curve_points()[command.offset :]),
         GetRecipe: Text(text=RECIPE),
+        GetResults: Text(text=RESULTS),
         CancelJob: Done(),
         DeleteVariant: Done(),
         SetOptions: Done(),

@@ -13,6 +13,9 @@ import pytest
 import scenes
 from textual.pilot import Pilot
 
+WAITED_FOR = ("log", "details", "check", "curves", "expectation", "measured")
+"""Workers of the dashboard that fetch what a picture shows."""
+
 Compare = Callable[..., bool]
 
 
@@ -24,13 +27,15 @@ def settled(*keys: str) -> Callable[[Pilot[Any]], Any]:
         for _ in range(500):
             await pilot.pause(0.01)
             variants = app.main.query_one("#variants")
-            if variants.size and (variants.key or (app.connection.snapshot.seq and not variants.keys)):
+            snapshot = app.connection.snapshot
+            drawn = variants.key or (snapshot.seq and not variants.keys)
+            if variants.size and drawn and (app.main.chosen_job() or not snapshot.jobs):
                 break
         for key in keys:
             await pilot.press(key)
             for _ in range(500):
                 await pilot.pause(0.01)
-                if not any(one.is_running for one in app.workers if one.group in ("log", "details", "check")):
+                if not any(one.is_running for one in app.workers if one.group in WAITED_FOR):
                     break
             await pilot.pause(0.2 if key in ("t", "enter", "end") else 0.05)
         app.paint()
@@ -88,6 +93,26 @@ def test_old_telemetry(snap_compare: Compare) -> None:
 )
 def test_screens(snap_compare: Compare, keys: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     assert snap_compare(scenes.app_of(scenes.work()), terminal_size=(100, 30), run_before=settled(*keys))
+
+
+@pytest.mark.parametrize(
+    ("size", "theme"), [((80, 24), "trimtab-dark"), ((100, 30), "trimtab-light"), ((160, 40), "trimtab-dark")]
+)
+def test_a_training_job(snap_compare: Compare, size: tuple[int, int], theme: str) -> None:
+    app = scenes.app_of(scenes.training(), theme=theme)
+    assert snap_compare(app, terminal_size=size, run_before=settled("L"))
+
+
+def test_a_training_job_among_the_others(snap_compare: Compare) -> None:
+    assert snap_compare(scenes.app_of(scenes.training()), terminal_size=(100, 30), run_before=settled())
+
+
+@pytest.mark.parametrize(
+    ("size", "theme"), [((80, 24), "trimtab-ansi"), ((100, 30), "trimtab-dark"), ((100, 30), "trimtab-light")]
+)
+def test_what_each_layer_costs(snap_compare: Compare, size: tuple[int, int], theme: str) -> None:
+    app = scenes.app_of(scenes.scanned(), theme=theme)
+    assert snap_compare(app, terminal_size=size, run_before=settled("home", "h", "a", "down", "right", "right"))
 
 
 def test_open_screen(snap_compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from engine.protocol import Cancelled, Failed, Job, Queued, RecipeRun, Running, 
 from .. import charts, figures
 from ..lines import Line
 from ..table import LineTable, Row
-from ..text import clean, fit
+from ..text import clean, fit, width_of
 from ..view import View, seconds_left, share_done
 from . import training
 
@@ -24,6 +24,9 @@ STEP_REASONS = ("refused", "skipped", "failed")
 
 TIME = 7
 """Cells for the share done, the time taken, or a word."""
+
+CURVES = (("   L", "key"), (" curves", "faint"))
+"""Where the curves of a training job are to be seen; left out where there is no room."""
 
 ROOMY, BAR = 90, 20
 """From this width on a running job has a bar here too (it always has one in the tree), and how long it is."""
@@ -37,7 +40,7 @@ class JobsPane(LineTable):
         entries = [(_order(job), Row(job.id, job_line(job, width, view.now))) for job in snapshot.jobs]
         indent = 2 + TIME + 2 if width >= ROOMY // 2 else 4
         entries += [
-            ((*_order(job)[:2], 1), Row(None, ((" " * indent, ""), *words)))
+            ((*_order(job)[:2], 1), Row(None, _training_line(words, indent, width)))
             for job in snapshot.jobs
             if isinstance(job.state, Running)
             and (words := training.summary(job, view.curves.get(job.id), width - indent))
@@ -91,6 +94,12 @@ def job_line(job: Job, width: int, now: float) -> Line:
         ("  " + title, "bad" if isinstance(state, Failed) else ""),
         ("  " + words, shade),
     )
+
+
+def _training_line(words: Line, indent: int, width: int) -> Line:
+    """What a training job's curves say, under its own line."""
+    taken = indent + sum(width_of(text) for text, _ in (*words, *CURVES))
+    return ((" " * indent, ""), *words, *(CURVES if taken <= width else ()))
 
 
 def _order(job: Job) -> tuple[int, float, int]:

@@ -23,7 +23,7 @@ from ..view import View
 SIDE_BY_SIDE = 118
 """From this width on two charts stand beside each other."""
 
-ROWS_MAXIMUM = 14
+ROWS_MAXIMUM = 28
 """Rows of one chart; more show nothing more."""
 
 ARROWS = {-1: "↓", 0: "→", 1: "↑"}

@@ -40,6 +40,9 @@ LABEL = 15
 ROOMY = 107
 """From this width on the table of latencies has every column."""
 
+FIGURE = 28
+"""Cells for the name of a technique's own figure."""
+
 LISTED = 40
 """Layers named one by one before the rest is only counted."""
 
@@ -194,7 +197,15 @@ def _changed(variant: Variant, width: int) -> Content:
     for name, value in changed.figures.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         shown = figures.number(value) if is_number else _plain(value)  # type: ignore[arg-type]
-        lines.append(Content.assemble((f"  {fit(clean(name.replace('_', ' '), 40), 30)} ", "$muted"), clean(shown, 80)))
+        if name == "sensitivity":
+            shown = "scanned: h on the variant it was made from shows the heat map"
+        label, words = (
+            fit(clean(name.replace("_", " "), 40), FIGURE),
+            wrap(clean(shown, 1000), max(width - FIGURE - 3, 20)),
+        )
+        for part in words or [figures.UNKNOWN]:
+            lines.append(Content.assemble((f"  {label} ", "$muted"), part))
+            label = " " * FIGURE
     if changed.touched:
         names = ", ".join(clean(name, 60) for name in changed.touched[:LISTED])
         more = f" and {len(changed.touched) - LISTED} more" if len(changed.touched) > LISTED else ""

@@ -13,14 +13,24 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Static
 
-from engine.protocol import Failed, Job, ListTechniques, MeasureVariant, Sensitivity, Snapshot, Techniques, Variant
+from engine.protocol import (
+    CancelJob,
+    Failed,
+    Job,
+    ListTechniques,
+    MeasureVariant,
+    Sensitivity,
+    Snapshot,
+    Techniques,
+    Variant,
+)
 
 from .. import figures, heat
 from ..comparison import variant_named
 from ..panes.heatmap import HeatMap
 from ..table import LineTable
 from ..text import clean
-from ..view import View
+from ..view import View, share_done
 
 if TYPE_CHECKING:
     from ..app import TrimtabApp
@@ -29,6 +39,8 @@ TECHNIQUE = "prune-structured"
 """What the chosen widths are for."""
 
 KEYS = "space choose   a all within limit   n none   ⏎ prune   r scan again   esc back"
+
+WAITING_KEYS = "r scan again   x cancel the scan   esc back"
 
 
 class SensitivityScreen(Screen[None]):
@@ -40,6 +52,7 @@ class SensitivityScreen(Screen[None]):
         Binding("a", "choose_within", show=False),
         Binding("n", "choose_none", show=False),
         Binding("r", "ask", show=False),
+        Binding("x", "cancel", show=False),
     ]
 
     def __init__(self, variant: Variant) -> None:
@@ -74,6 +87,7 @@ class SensitivityScreen(Screen[None]):
         waiting = self.query_one("#heat-waiting", Static)
         waiting.display = scan is None
         self.query_one(HeatMap).display = scan is not None
+        self.query_one("#heat-keys", Static).update(WAITING_KEYS if scan is None else KEYS)
         if scan is None:
             if not self._asked and view.link == "connected" and not _newest_job(snapshot, variant.id):
                 self.action_ask()
@@ -93,9 +107,16 @@ class SensitivityScreen(Screen[None]):
         steps = [step for run in snapshot.runs for step in run.steps if step.word == "sensitivity" and step.reason]
         if job is None and steps:
             return Content.assemble(("Not scanned: ", "$error"), clean(steps[-1].reason or "", 400))
-        message = clean(getattr(job.state, "message", ""), 80) if job is not None else ""
-        text = "Each layer is made narrower by itself and judged on held-out training data… "
-        return Content.assemble(text, (message, "$muted"), ("\nesc leaves it running; it is kept.", "$muted"))
+        message, share = "", None
+        if job is not None:
+            message, share = clean(getattr(job.state, "message", "") or "waiting", 80), share_done(job)
+        done = "" if share is None else f"{figures.percent(share)}  "
+        return Content.assemble(
+            "Each layer is made narrower by itself and judged on held-out training data.\n\n",
+            (done, "bold"),
+            (message, "$accent"),
+            ("\n\nesc goes back and leaves it running; the result is kept with the session.", "$muted"),
+        )
 
     def _reading(self, scan: Sensitivity, limit: float) -> Content:
         """The cell under the cursor in words, and what the choice comes to."""
@@ -162,6 +183,12 @@ class SensitivityScreen(Screen[None]):
         self._asked = True
         command = MeasureVariant(request=0, variant=self._variant.id, kinds=("sensitivity",))
         self.run_worker(self._trimtab.ask(command), group="scan")
+
+    def action_cancel(self) -> None:
+        """Stop a scan that runs or waits."""
+        job = _newest_job(self._trimtab.connection.snapshot, self._variant.id)
+        if job is not None and not job.is_done:
+            self.run_worker(self._trimtab.ask(CancelJob(request=0, job=job.id)), group="cancel")
 
     @on(LineTable.Chosen)
     def _prune(self) -> None:

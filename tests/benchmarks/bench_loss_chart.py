@@ -1,0 +1,204 @@
+"""What watching a training costs it: steps per second with the dashboard's loss chart open, and with no client at all.
+
+    python tests/benchmarks/bench_loss_chart.py [BLOCKS]
+
+One real training job in a real engine. The dashboard runs on a pseudo-terminal of 100 × 30 cells, on the job's own
+screen with both charts, reading and drawing as for a user; it is stopped and continued in turns (A B B A and B A A B
+by a seeded coin) by attaching and leaving, so both arms meet the same machine. Steps are counted from the metrics'
+own times in the engine's history, not from what the client saw. The figure is the ratio of the speeds, watched over
+alone, with a 95 % interval over the pairs of blocks; 1.00 within the interval means that watching is free.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import math
+import os
+import pty
+import random
+import select
+import shutil
+import signal
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests" / "engine")]
+
+from learning_models import CNN_FILE  # noqa: E402
+
+from engine.client import EngineClient, connect  # noqa: E402
+from engine.protocol import (  # noqa: E402
+    ApplyTechnique,
+    CancelJob,
+    MetricHistory,
+    OpenModel,
+    ReadMetrics,
+    Running,
+    StopEngine,
+)
+
+BLOCKS = 40
+"""Watched and unwatched together."""
+
+BLOCK_SECONDS = 6.0
+"""What is counted of a block: between two points of the curve."""
+
+SETTLE_SECONDS = 4.0
+"""After the dashboard came or went: it starts, reads the history and paints."""
+
+DASHBOARD = """
+import sys
+from tui.app import TrimtabApp
+app = TrimtabApp(sys.argv[1])
+async def look():
+    while not any(job.kind == "distill" for job in app.connection.snapshot.jobs):
+        import asyncio
+        await asyncio.sleep(0.05)
+    app.main.act("show_log")
+app.call_later(lambda: app.run_worker(look()))
+app.run()
+"""
+"""The dashboard on the job's own screen."""
+
+
+async def main(blocks: int) -> None:
+    """Train, attach and leave in turns, print the ratio."""
+    place = Path(tempfile.mkdtemp(prefix="trimtab-bench-"))
+    os.environ["XDG_STATE_HOME"] = str(place / "state")
+    (place / "net.py").write_text(textwrap.dedent(CNN_FILE))
+    session = place / "net.trimtab"
+    client = await connect(session, client="test")
+    try:
+        await _do(client, OpenModel(request=0, path=str(place / "net.py"), measure=False))
+        await client.request(
+            ApplyTechnique(
+                request=0, technique="distill", source="baseline", parameters={"epochs": 9000.0}, measure=False
+            )
+        )
+        job = await _running(client)
+        await asyncio.sleep(SETTLE_SECONDS)
+        spans = await _blocks(session, _order(blocks))
+        reply = await client.request(ReadMetrics(request=0, job=job))
+        assert isinstance(reply, MetricHistory)
+        _report([(step, at) for name, _, step, at in reply.points if name == "loss"], spans)
+        await client.request(CancelJob(request=0, job=job))
+    finally:
+        with contextlib.suppress(Exception):
+            await client.request(StopEngine(request=0, cancel_jobs=True))
+        await client.aclose()
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _order(blocks: int) -> list[bool]:
+    """Watched or not, balanced in fours."""
+    coin = random.Random(0)
+    order: list[bool] = []
+    while len(order) < blocks:
+        order += [True, False, False, True] if coin.random() < 0.5 else [False, True, True, False]
+    return order
+
+
+async def _blocks(session: Path, order: list[bool]) -> list[tuple[bool, float, float]]:
+    """(watched, start, end) of each block, in seconds since the epoch."""
+    spans = []
+    screen: Screen | None = None
+    try:
+        for watched in order:
+            if watched and screen is None:
+                screen = Screen(session)
+            elif not watched and screen is not None:
+                screen.close()
+                screen = None
+            await asyncio.sleep(SETTLE_SECONDS)
+            if screen is not None:
+                assert screen.bytes_sent > 2000, "the dashboard drew nothing: the benchmark is broken"
+            start = time.time()
+            await asyncio.sleep(BLOCK_SECONDS)
+            spans.append((watched, start, time.time()))
+    finally:
+        if screen is not None:
+            screen.close()
+    return spans
+
+
+def _report(points: list[tuple[int, float]], spans: list[tuple[bool, float, float]]) -> None:
+    """Speeds of the blocks in pairs of neighbours, and the ratio over all pairs."""
+    speeds = []
+    for watched, start, end in spans:
+        inside = [(step, at) for step, at in points if start <= at <= end]
+        (first, began), (last, ended) = inside[0], inside[-1]
+        speeds.append((watched, (last - first) / (ended - began)))
+    logs = []
+    for (left, one), (_, other) in zip(speeds[::2], speeds[1::2]):
+        logs.append(math.log(one / other if left else other / one))
+    mean, error = statistics.fmean(logs), statistics.stdev(logs) / math.sqrt(len(logs))
+    t = 2.09 if len(logs) < 25 else 2.02  # two-sided 95 % of Student's t for about 20 and about 40 pairs
+    low, high = (math.exp(mean + sign * t * error) for sign in (-1, 1))
+    alone = statistics.median(speed for watched, speed in speeds if not watched)
+    print(f"{alone:.1f} steps/s with no client")
+    print(f"watched / alone: {math.exp(mean):.4f} (95 % interval {low:.4f}–{high:.4f}, {len(logs)} pairs)")
+
+
+class Screen:
+    """A dashboard on a pseudo-terminal, whose output is read and thrown away."""
+
+    def __init__(self, session: Path) -> None:
+        self.bytes_sent = 0
+        self._controller, terminal = pty.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+        environment = os.environ | {"TERM": "xterm-256color", "COLORTERM": "truecolor", "PYTHONPATH": str(REPOSITORY)}
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", DASHBOARD, str(session)],
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            env=environment,
+            start_new_session=True,
+        )
+        os.close(terminal)
+        self._thread = threading.Thread(target=self._drain, daemon=True)
+        self._thread.start()
+
+    def _drain(self) -> None:
+        with contextlib.suppress(OSError):
+            while select.select([self._controller], [], [], 30)[0]:
+                if not (piece := os.read(self._controller, 65536)):
+                    return
+                self.bytes_sent += len(piece)
+
+    def close(self) -> None:
+        self._child.send_signal(signal.SIGKILL)
+        self._child.wait()
+        self._thread.join(timeout=5)
+        os.close(self._controller)
+
+
+async def _do(client: EngineClient, command: OpenModel) -> None:
+    accepted = await client.request(command)
+    events = client.events()
+    while not any(run.id == accepted.run.id and run.finished for run in client.state.runs):  # type: ignore[union-attr]
+        await anext(events)
+
+
+async def _running(client: EngineClient) -> str:
+    """The training job, once it has taken its first steps."""
+    events = client.events()
+    while True:
+        for job in client.state.jobs:
+            if job.kind == "distill" and isinstance(job.state, Running) and "loss" in job.metrics:
+                return job.id
+            assert not (job.kind == "distill" and job.is_done), job.state
+        await anext(events)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else BLOCKS))
