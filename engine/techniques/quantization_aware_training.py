@@ -108,7 +108,7 @@ def quantize_aware_training(source: LoadedVariant, parameters: QuantizeAware, jo
     figures = {
         "quantized_weight_share": round(result.share, 4),
         "quantized_nodes": len(result.touched),
-        "trained_nodes": len(deployed.trained),
+        "trained_nodes": len(result.touched) - len(deployed.untrained),
         "absorbed_activations": result.absorbed,
         "folded_batch_norms": deployed.folded,
         "weight_bits": parameters.weight_bits or (7 if target.weights_7_bit else 8),
@@ -116,7 +116,9 @@ def quantize_aware_training(source: LoadedVariant, parameters: QuantizeAware, jo
         "sqnr_db": round(min(deployed.difference.sqnr_db, 200.0), 2),
         **deployed.figures,
     }
-    left = {name: f"quantized, but not trained with its rounding: {why}" for name, why in deployed.untrained.items()}
+    left = {
+        name: f"quantized, but not wholly trained with its rounding: {why}" for name, why in deployed.untrained.items()
+    }
     return [
         VariantFiles(
             format="onnx",

@@ -164,6 +164,7 @@ def match(
     maker.weights(limit, per_channel, symmetric)
     if recurrent_limit is not None:
         maker.recurrent(recurrent_limit, per_channel)
+    maker.name_the_rest()
     return found
 
 
@@ -252,6 +253,16 @@ class _Matcher:
                     self.found.grids.append(WeightGrid(operand, limit, 0 if per_channel else None, learned=False))
                     self.found.recurrent[name] = len(self.found.grids) - 1
                     self._change(call.key, operands={position: self.found.recurrent[name]})
+
+    def name_the_rest(self) -> None:
+        """Values that are rounded in the graph and nowhere in the module: their ranges stay those of calibration."""
+        for value in self.plan.values:
+            maker = self.graph.producers.get(value)
+            if value not in self.found.ranges and maker is not None:
+                names = [name for name, output in self.plan.carriers.items() if output == value]
+                names += [anchor.name for anchor in self.plan.anchors.values() if anchor.output == value]
+                reason = "its result is never a value of its own in the module's forward"
+                self.found.untrained |= {name: reason for name in names if name not in self.found.untrained}
 
     def _owner(self, anchor: Anchor) -> tuple[str, int | None] | None:
         """(parameter that holds an anchor's weights, its axis of output channels)."""

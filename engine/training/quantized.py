@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import fnmatch
 from pathlib import Path
@@ -53,8 +54,6 @@ class Deployed:
     result: Result
     untrained: dict[str, str]
     """Quantized node → why its rounding was not a part of the training."""
-    trained: tuple[str, ...]
-    """Nodes that were trained with the rounding of their weights."""
     folded: int
     difference: Any
     """From the module before training: `verification.Difference`."""
@@ -80,7 +79,8 @@ class _Work:
     def run(self) -> Deployed:
         parameters, job, target = self.parameters, self.job, self.target
         job.progress(0, None, "exporting")
-        original, module = self.source.module(), self.source.module()
+        module = self.source.module()
+        original = copy.deepcopy(module)
         for parameter in module.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         call = self.model.torch_args(self.example)
@@ -148,13 +148,7 @@ class _Work:
         checkpoints.remove()
         return Deployed(
             result=after,
-            untrained={name: reason for name, reason in matching.untrained.items() if name in after.touched},
-            trained=tuple(
-                node.name
-                for node in prepared.graph.node
-                if node.name in after.touched
-                and (node.name in matching.weights or (node.op_type == "LSTM" and matching.recurrent))
-            ),
+            untrained=_untrained(after, matching, prepared),
             folded=len(folded),
             difference=self._difference(answers, after.model, batches),
             figures=figures,
@@ -275,6 +269,13 @@ def _excluded(prepared: onnx.ModelProto, patterns: list[str]) -> tuple[str, ...]
             raise NothingToTrain(f"there is no layer {pattern!r} to exclude")
         names += fitting
     return tuple(dict.fromkeys(names))
+
+
+def _untrained(result: Result, matching: Matching, prepared: onnx.ModelProto) -> dict[str, str]:
+    """Of the quantized nodes those whose rounding was not in the training, or not wholly."""
+    tables = {node.name for node in prepared.graph.node if node.op_type == "Gather"}
+    reasons = dict.fromkeys(tables, "its rows are stored as bytes with a scale each, which costs next to nothing")
+    return {name: reason for name, reason in (reasons | matching.untrained).items() if name in result.touched}
 
 
 def _reasons(left: dict[str, str]) -> str:
