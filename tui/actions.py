@@ -222,7 +222,7 @@ ACTIONS = (
         "load_test",
         "l",
         "load test",
-        "Send requests to the chosen variant; watch throughput and tail latency, turn the knobs while it runs.",
+        "Load-test the chosen variant: throughput and tail latency live, with knobs to turn.",
         "Variant",
         needs_variant,
     ),

@@ -11,6 +11,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from ..actions import ACTIONS, GROUPS, Action, Situation
+from ..text import wrap
 
 MORE = (
     ("↑ ↓ j k", "Move the cursor; Page Up/Down, Home/End, g/G too."),
@@ -25,8 +26,14 @@ SYMBOLS = (
     ("✓ ✗ ?", "passes, breaks, or cannot yet be judged against the accuracy limit"),
     ("│━┿─", "1×, the speed-up, the measured ratio, its 95 % confidence interval (one log scale for all)"),
     ("⠋ ◌ ⊘", "runs; waits; cancelled or refused"),
+    ("⣀⠤⠒ ╌╌", "a training's curves over its epochs; the dashes are the accuracy limit"),
+    ("·░▒▓█", "what making a layer narrower costs: from harmless to more than ten accuracy limits"),
 )
 """What the marks mean."""
+
+
+KEY, WIDTH, FRAME = 11, 100, 5
+"""Cells for the key, of the dialog, and for its border, padding and scroll bar."""
 
 
 class HelpScreen(ModalScreen[None]):
@@ -45,7 +52,8 @@ class HelpScreen(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         with VerticalScroll(classes="dialog", id="help") as dialog:
             dialog.border_title = Content(" Keys ")
-            yield Static(help_text(self._situation, self._actions))
+            width = min(WIDTH, int(self.app.size.width * 0.96)) - FRAME
+            yield Static(help_text(self._situation, self._actions, width))
 
     def on_mount(self) -> None:
         self.query_one("#help").focus()
@@ -54,9 +62,15 @@ class HelpScreen(ModalScreen[None]):
         self.query_one("#help").scroll_relative(y=by, animate=False)
 
 
-def help_text(situation: Situation, actions: Sequence[Action] = ACTIONS) -> Content:
-    """The whole help of a screen."""
+def help_text(situation: Situation, actions: Sequence[Action] = ACTIONS, width: int = WIDTH) -> Content:
+    """The whole help of a screen, in lines of at most `width` cells; a long text goes on under its own beginning."""
     lines: list[Content] = []
+
+    def entry(key: str, text: str, key_style: str, style: str) -> None:
+        first, *rest = wrap(text, max(width - KEY, 20))
+        lines.append(Content.assemble((f" {key:>{KEY - 3}}  ", key_style), (first, style)))
+        lines.extend(Content.styled(" " * KEY + line, style) for line in rest)
+
     found = {action.group for action in actions}
     for group in [one for one in GROUPS if one in found] + sorted(found - set(GROUPS)):
         lines.append(Content.styled(group, "bold $secondary"))
@@ -64,12 +78,12 @@ def help_text(situation: Situation, actions: Sequence[Action] = ACTIONS) -> Cont
             if action.group != group:
                 continue
             reason = action.reason(situation)
-            key = Content.styled(f" {action.shown_key:>8}  ", "bold $primary" if reason is None else "$faint")
-            words = Content.styled(action.description, "" if reason is None else "$muted")
-            lines.append(Content.assemble(key, words))
+            key_style, style = ("bold $primary", "") if reason is None else ("$faint", "$muted")
+            entry(action.shown_key, action.description, key_style, style)
             if reason is not None:
-                lines.append(Content.styled(f"           not now: {reason}", "$warning"))
+                entry("", f"not now: {reason}", "", "$warning")
     for title, entries in (("Everywhere", MORE), ("Marks", SYMBOLS)):
         lines.append(Content.styled(title, "bold $secondary"))
-        lines += [Content.assemble((f" {key:>8}  ", "bold $primary"), text) for key, text in entries]
+        for key, text in entries:
+            entry(key, text, "bold $primary", "")
     return Content("\n").join(lines)

@@ -94,6 +94,8 @@ class SensitivityScreen(Screen[None]):
             waiting.update(self._waiting(snapshot, variant))
             return
         heat_map = self.query_one(HeatMap)
+        if self.focused is None:
+            heat_map.focus()  # it could not have the focus while it was hidden
         heat_map.show(scan, self._choice, limit)
         self.query_one("#heat-cell", Static).update(self._reading(scan, limit))
 

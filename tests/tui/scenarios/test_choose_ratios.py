@@ -89,6 +89,8 @@ async def test_an_unknown_scan_is_asked_for_once_and_appears() -> None:
         seen.engine.push(MeasurementAdded(seq=0, measurement=scenes.scan()))
         await seen.sees("stages.1.1.conv1", "Nothing chosen yet")
         assert sum(isinstance(one, MeasureVariant) for one in seen.engine.asked) == 1
+        await seen.press("down", "right")
+        await seen.sees("stages.0.0.conv1 −25 %")
 
 
 async def test_many_layers_scroll_and_a_narrow_map_does_without_numbers() -> None:
