@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -166,7 +166,7 @@ class Calls:
     """Gives every call of a PyTorch function in one forward pass a key that is the same in the next pass.
 
     A key counts per module and function, so a call made only while training (the counter of a batch normalisation)
-    moves nobody else's. Puts hooks on the module until `close()`.
+    moves nobody else's. Puts hooks on the module until `close()`; they travel with it to other processes.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -174,7 +174,7 @@ class Calls:
         self._seen: Counter[tuple[str, str]] = Counter()
         self._hooks: list[Any] = []
         for name, part in module.named_modules():
-            self._hooks.append(part.register_forward_pre_hook(self._entering(name)))
+            self._hooks.append(part.register_forward_pre_hook(_Entering(self._path, name)))
             self._hooks.append(part.register_forward_hook(self._leaving, always_call=True))
 
     def restart(self) -> None:
@@ -193,12 +193,19 @@ class Calls:
             hook.remove()
         self._hooks.clear()
 
-    def _entering(self, name: str) -> Callable[..., None]:
-        return lambda *_: self._path.append(name)
-
     def _leaving(self, *_: Any) -> None:
         if self._path:
             self._path.pop()
+
+
+class _Entering:
+    """The hook at the beginning of a module's forward: one that can be pickled."""
+
+    def __init__(self, path: list[str], name: str) -> None:
+        self._path, self._name = path, name
+
+    def __call__(self, *_: Any) -> None:
+        self._path.append(self._name)
 
 
 class FakeQuantized(nn.Module):

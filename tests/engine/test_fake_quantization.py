@@ -1,5 +1,7 @@
 """Fake quantization rounds as the graph's integers do, learns its ranges, and finds the graph's values again."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -135,6 +137,21 @@ def test_results_and_operands_are_rounded_where_they_are_made_and_read():
     assert torch.equal(wrapped.close().eval()(x), module(x))
     assert not module._forward_hooks
     assert not module._forward_pre_hooks
+
+
+def test_it_rounds_alike_after_a_journey_to_another_process():
+    grid = ActivationGrid(-0.5, 0.5, False)
+    wrapped = FakeQuantized(Mixed().eval(), {("", "add_", 1): Site({}, 0)}, [grid])
+    file, x = io.BytesIO(), torch.randn(5, 4)
+    torch.save(wrapped, file)
+    file.seek(0)
+    arrived = torch.load(file, weights_only=False)
+    assert torch.equal(arrived(x), wrapped(x))
+    with torch.no_grad():
+        arrived.grids[0].stretch.fill_(0.1)
+    assert not torch.equal(arrived(x), wrapped(x))
+    arrived.close()
+    assert not arrived.module._forward_pre_hooks
 
 
 def test_a_batch_norm_that_stays_keeps_its_statistics():

@@ -8,7 +8,7 @@ from onnx import numpy_helper
 
 from engine.context import JobCancelled
 from engine.hardware import read_processor
-from engine.protocol import FileRecord, Hardware, ModelInfo, ModelSource, Progressed, Variant
+from engine.protocol import FileRecord, Hardware, Logged, ModelInfo, ModelSource, Progressed, Variant
 from engine.techniques import Refusal, describe, find_technique, parse_parameters
 from engine.techniques.quantization_aware_training import QuantizeAware, quantize_aware_training
 from engine.training.checkpoints import checkpoints_for
@@ -187,6 +187,20 @@ def test_a_gpu_target_gets_signed_symmetric_numbers(tmp_path):
     assert zeros
     assert all(zero.dtype in (np.int8, np.int32) and not zero.any() for zero in zeros.values())
     assert files.changed.figures["simulation_cosine"] > 0.999
+
+
+@pytest.mark.slow
+def test_several_devices_train_it_together(tmp_path):
+    model = open_text(tmp_path, CNN_FILE)
+    job, messages = vnni_job(model, tmp_path)
+    job.spec = msgspec.structs.replace(job.spec, devices=("cpu", "cpu"))
+    asked = QuantizeAware(epochs=2, learning_rate=1e-3, distillation=0.5)
+    (files,) = quantize_aware_training(baseline(model, tmp_path), asked, job)
+    assert any("2 processes" in message.text for message in messages if isinstance(message, Logged))
+    figures = files.changed.figures
+    assert figures["simulation_cosine"] > 0.9999
+    assert figures["held_out_accuracy"] == pytest.approx(figures["held_out_accuracy_simulated"], abs=0.02)
+    assert points(messages, "loss")
 
 
 @pytest.mark.slow
