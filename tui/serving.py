@@ -17,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
+
 from engine.client import EngineClient, EngineError
 from engine.protocol import (
     CancelJob,
@@ -69,7 +71,11 @@ async def serve(session: Path, options: argparse.Namespace) -> int:
         assert isinstance(accepted, JobAccepted)
         job = await _until_ended(client, accepted.job, options)
         if isinstance(job.state, Failed):
-            raise EngineError(job.state.reason)
+            if not job.urls:
+                raise EngineError(job.state.reason)
+            # Standard output has its one object already.
+            print(f"trimtab: {printable(job.state.reason)}", file=sys.stderr)
+            return 1
         if isinstance(job.state, Succeeded) and not options.quiet:
             print(printable(job.state.summary), file=sys.stderr)
         return CANCELLED if isinstance(job.state, Cancelled) else 0
@@ -77,8 +83,6 @@ async def serve(session: Path, options: argparse.Namespace) -> int:
 
 def settings_of(options: argparse.Namespace) -> ServeSettings:
     """The options given, checked. Raises UsageError."""
-    import msgspec
-
     given = {name: value for name in OPTIONS if (value := getattr(options, name)) is not None}
     try:
         return msgspec.convert(given, ServeSettings)
@@ -114,7 +118,8 @@ async def _until_ended(client: EngineClient, job: Job, options: argparse.Namespa
             try:
                 await anext(events)
             except StopAsyncIteration:
-                raise EngineError("The engine ended, and the server with it.") from None
+                lost = Failed(started=None, finished=time.time(), reason="The engine ended, and the server with it.")
+                return msgspec.structs.replace(current, state=lost)
             current = _find(client, job)
         return current
     finally:

@@ -24,6 +24,9 @@ from .tensors import Problem
 BODIES = 8
 """All bodies that are held at one time may have this many times the limit of one."""
 
+BODY_SECONDS = 60.0
+"""For a body to come in: who sends it byte by byte must not hold its memory for ever."""
+
 JSON, BYTES = "application/json", "application/octet-stream"
 
 EXTENSIONS = ("binary_tensor_data", "statistics", "model_configuration", "model_repository(index)")
@@ -166,11 +169,15 @@ class _Body:
         door, pieces = self._door, []
         door.demand_size(self._request.content_length or 0)
         try:
-            async for piece in self._request.content.iter_any():
-                door.demand_size(self._size + len(piece))
-                door.hold(len(piece))
-                self._size += len(piece)
-                pieces.append(piece)
+            async with asyncio.timeout(BODY_SECONDS):
+                async for piece in self._request.content.iter_any():
+                    door.demand_size(self._size + len(piece))
+                    door.hold(len(piece))
+                    self._size += len(piece)
+                    pieces.append(piece)
+        except TimeoutError:
+            await self.__aexit__()
+            raise Problem(408, f"The body did not come within {BODY_SECONDS:g} s.") from None
         except BaseException:
             await self.__aexit__()
             raise

@@ -14,22 +14,18 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from ..batching import BatchPolicy, DynamicBatcher
 from ..context import JobCancelled, JobContext
 from ..models import Model, ModelError
-from ..models.model import batch_axis
-from ..protocol import Listening, Serve, ServeSettings, Steer, TensorSpec
+from ..protocol import Listening, Serve, ServeSettings, Steer
 from ..runtimes import RuntimeUnavailable
+from .description import describe
 from .served import ServedModel
-from .tensors import DATATYPES, Arrays, ServedTensor
 
 if TYPE_CHECKING:
-    from ..runtimes.copies import ModelCopies
     from .grpc_service import GrpcDoor
     from .http import HttpDoor
 
@@ -58,7 +54,7 @@ def serve_variant(job: JobContext, task: Serve) -> str:
         try:
             policy = _policy(settings, job.model)
             runs = copies.runs(policy.instances)
-            inputs, outputs = _described(job.model, copies, policy)
+            inputs, outputs = describe(variant, copies, policy)
             model = ServedModel(
                 variant.record.name,
                 inputs,
@@ -168,6 +164,8 @@ class _Server:
         """Say every second how it goes, until it is to end."""
         model, last, since = self._model, 0, time.monotonic()
         while not stop.is_set():
+            if model.broken:
+                raise ModelError(f"The model cannot go on, so the server ended: {model.broken}.")
             counts = model.counts()
             now = time.monotonic()
             rate, last, since = (counts.succeeded - last) / max(now - since, 1e-9), counts.succeeded, now
@@ -205,39 +203,6 @@ def _policy(settings: ServeSettings, model: Model) -> BatchPolicy:
         max_queue_size=settings.max_queue_size,
         default_timeout_ms=settings.timeout_ms,
     )
-
-
-def _described(model: Model, copies: ModelCopies, policy: BatchPolicy) -> tuple[list[ServedTensor], list[ServedTensor]]:
-    """What the variant takes and gives, found by calling it; every copy is warmed up on the way. Raises ModelError."""
-    request = copies.rows_first(model.example(model.fixed_batch or 1))
-    try:
-        copies.warm_up(policy.instances, request, policy.max_batch_size)
-        outputs = copies.runs(policy.instances)[0](request)
-    except (ModelError, RuntimeUnavailable):
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"The variant fails on a batch of up to {policy.max_batch_size} rows: {type(error).__name__}: {error}"
-        ) from error
-    return _tensors(request, model.inputs), _tensors(outputs, model.outputs)
-
-
-def _tensors(arrays: Arrays, specs: Sequence[TensorSpec]) -> list[ServedTensor]:
-    """Real names and types, with the axes that the model leaves open."""
-    by_name = {spec.name: spec for spec in specs}
-    tensors = []
-    for name, array in arrays.items():
-        if array.dtype.name not in DATATYPES:
-            raise RuntimeUnavailable(f"{name} is {array.dtype}: only tensors of numbers can be served.")
-        shape: list[int | None] = list(array.shape[1:])
-        spec = by_name.get(name)
-        if spec is not None:
-            axis = batch_axis(spec) or 0
-            left = [size for number, size in enumerate(spec.shape) if number != axis]
-            if len(left) == len(shape):
-                shape = [size if isinstance(size, int) else None for size in left]
-        tensors.append(ServedTensor(name, np.dtype(array.dtype), tuple(shape)))
-    return tensors
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -68,6 +68,8 @@ class ServedModel:
         self.inputs = {tensor.name: tensor for tensor in inputs}
         self.outputs = {tensor.name: tensor for tensor in outputs}
         self.closing = False
+        self.broken = ""
+        """Why the model can never answer again (it ended its thread); "" while it can."""
         self._names = {name, *also}
         self._counts = Counts()
         self._seen = 0
@@ -87,7 +89,7 @@ class ServedModel:
     @property
     def ready(self) -> bool:
         """It takes requests."""
-        return not self.closing
+        return not self.closing and not self.broken
 
     def checked(self, name: str, datatype: str | None, shape: Sequence[int]) -> tuple[ServedTensor, tuple[int, ...]]:
         """The input of that name and its shape if the model takes it. Raises Problem."""
@@ -107,8 +109,7 @@ class ServedModel:
     async def infer(self, inputs: Arrays, timeout_us: int | None = None) -> Arrays:
         """The outputs for these rows. Raises Problem, and CancelledError when the caller went away."""
         began = time.monotonic()
-        if self.closing:
-            raise Problem(503, "The server is shutting down.")
+        self._demand_life()
         all_of(self.inputs, list(inputs))
         try:
             outputs = await self.batcher.predict(inputs, timeout_ms=timeout_us / 1000 if timeout_us else None)
@@ -117,6 +118,8 @@ class ServedModel:
             raise
         except Exception as error:
             self._fail("REJECTED" if isinstance(error, Rejected) else "BACKEND", began)
+            if isinstance(error, BatcherClosed) and not self.closing:
+                self.broken = _sentence(error)
             problem = _problem(error)
             problem.counted = True
             raise problem from error
@@ -158,6 +161,12 @@ class ServedModel:
                 )
         return counts
 
+    def _demand_life(self) -> None:
+        if self.closing:
+            raise Problem(503, "The server is shutting down.")
+        if self.broken:
+            raise Problem(503, f"The model cannot go on: {self.broken}.")
+
     def _fail(self, reason: str, began: float) -> None:
         self._counts.failed[reason] += 1
         self._counts.failed_seconds += time.monotonic() - began
@@ -173,7 +182,7 @@ def _problem(error: Exception) -> Problem:
         case DeadlineExceeded():
             return Problem(504, f"The request was not run: {_sentence(error)}.")
         case BatcherClosed():
-            return Problem(503, "The server is shutting down.")
+            return Problem(503, f"The request was not run: {_sentence(error)}.")
     return Problem(500, f"The model failed: {type(error).__name__}: {_sentence(error)}")
 
 

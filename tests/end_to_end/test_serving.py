@@ -41,6 +41,7 @@ class Served:
         )
         assert self.process.stdout is not None
         self.first_line = self.process.stdout.readline()
+        assert "error" not in self.first_line, self.first_line
 
     def end(self, seconds: float = 60) -> int:
         """Ctrl-C; the exit status."""

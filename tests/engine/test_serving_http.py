@@ -255,6 +255,27 @@ def test_a_model_that_fails_answers_500_without_its_traceback():
         assert 'reason="BACKEND"} 1\n' in server.ask("GET", "/metrics")[1].decode()
 
 
+def test_a_model_that_ended_its_thread_is_not_called_ready():
+    def ends(inputs):
+        raise SystemExit(3)
+
+    with serving(ends) as server:
+        assert server.ask("GET", "/v2/health/ready")[0] == 200
+        assert server.refusal("/predict", '{"inputs": {"x": [[1, 2, 3]]}}')[0] == 500
+        status, sentence = server.refusal("/predict", '{"inputs": {"x": [[1, 2, 3]]}}')
+        assert (status, "the model ended its thread with SystemExit" in sentence) == (503, True)
+        assert server.ask("GET", "/v2/health/ready")[0] == 503
+        assert server.ask("GET", "/v2/health/live")[0] == 200
+
+
+def test_a_body_that_never_comes_is_given_up(monkeypatch):
+    monkeypatch.setattr("engine.serving.http.BODY_SECONDS", 0.2)
+    with serving() as server:
+        answer = server.talk(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert server.door._held == 0
+
+
 def test_a_full_queue_is_503_and_a_passed_deadline_504():
     release = threading.Event()
 

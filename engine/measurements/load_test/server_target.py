@@ -5,7 +5,7 @@ any load. What is measured begins at the scheduled arrival and ends with the ans
 free connection when all are taken, are part of it.
 
 `send` only puts a request in line; an event loop in a thread of its own carries it. Queue and compute times come from
-the server's own statistics where it keeps some (`server_figures`): means over the test, not of single requests.
+the server's own statistics where it keeps some (`with_server_figures`): means over the test, not of single requests.
 """
 
 from __future__ import annotations
