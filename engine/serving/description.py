@@ -52,19 +52,15 @@ def describe(
 
 
 def _requests(model: Model, copies: ModelCopies) -> list[Arrays]:
-    """One request, and another whose axes differ from it the most, if the data have such."""
+    """An example, and the smallest and the largest of the user's data."""
     rows = model.fixed_batch or 1
-    first = copies.rows_first(model.example(rows))
     found: dict[Any, Arrays] = {}
     for inputs, _ in itertools.islice(model.test_batches(batch_size=rows, limit=rows * SAMPLES), SAMPLES):
         request = copies.rows_first(inputs)
-        shapes = tuple(sorted((name, array.shape) for name, array in request.items()))
         if next(iter(request.values())).shape[0] == rows:
-            found.setdefault(shapes, request)
-    return [
-        first,
-        *(request for _, request in sorted(found.items(), key=lambda one: one[0])[:: max(1, len(found) - 1)]),
-    ]
+            found.setdefault(tuple(sorted((name, array.shape) for name, array in request.items())), request)
+    shapes = sorted(found)
+    return [copies.rows_first(model.example(rows)), *(found[shape] for shape in (*shapes[:1], *shapes[-1:]))]
 
 
 def _declared(variant: LoadedVariant) -> tuple[Axes, Axes]:
