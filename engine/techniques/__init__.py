@@ -8,6 +8,7 @@ keeps its heavy imports inside its functions, because the engine process lists t
 import enum
 import importlib
 import importlib.util
+import inspect
 import types
 import typing
 from collections.abc import Callable
@@ -173,20 +174,25 @@ def check_parameters(tag: str, raw: dict[str, Any]) -> dict[str, str]:
 def with_defaults(parameters: Parameters) -> dict[str, Any]:
     """The struct as plain data, complete; this is what a variant records and a recipe prints."""
     plain = msgspec.to_builtins(parameters)
-    plain.pop("type", None)
-    return plain
+    return {info.name: plain[info.name] for info in _own_first(type(parameters))}
 
 
 def fields_of(parameters: type[Struct]) -> tuple[Field, ...]:
-    """The struct's fields as the client sees them."""
+    """The struct's fields as the client sees them: those that the technique shares with others come last."""
     fields = []
-    for info in msgspec.structs.fields(parameters):
+    for info in _own_first(parameters):
         kind, details = _describe(info.type)
         default = None if info.default is msgspec.NODEFAULT else info.default
         if info.default_factory is not msgspec.NODEFAULT:
             default = info.default_factory()
         fields.append(Field(name=info.name, kind=kind, default=default, **details))
     return tuple(fields)
+
+
+def _own_first(parameters: type[Struct]) -> list[msgspec.structs.FieldInfo]:
+    """The fields that the struct itself defines, then the inherited ones, each in their order."""
+    own = inspect.get_annotations(parameters)
+    return sorted(msgspec.structs.fields(parameters), key=lambda info: info.name not in own)
 
 
 def _describe(annotation: Any) -> tuple[Any, dict[str, Any]]:

@@ -35,7 +35,7 @@ class Distill(Parameters, frozen=True, tag="distill"):
     ] = "auto"
     student_width: Annotated[
         float, Meta(gt=0, le=1, description="for a derived student: share of the teacher's channels, heads and neurons")
-    ] = 0.5
+    ] = 0.45
     student_depth: Annotated[
         float, Meta(gt=0, le=1, description="for a derived student: share of the blocks in every stack of like blocks")
     ] = 1.0

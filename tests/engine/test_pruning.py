@@ -14,7 +14,7 @@ from engine.structure.importance import squares, taylor_mass, unit_scores
 from engine.structure.masks import apply_masks, magnitude_masks, two_of_four_masks
 from engine.structure.network import CannotPrune, PrunableNetwork
 from engine.structure.widths import rounded, search, shrink, widths_at
-from engine.techniques import Refusal
+from engine.techniques import Refusal, fields_of, with_defaults
 from engine.techniques.pruning import (
     PruneStructured,
     PruneUnstructured,
@@ -393,3 +393,11 @@ def test_a_network_that_cannot_be_followed_to_its_end_is_refused_and_not_chased_
     module, x = nn.Sequential(Rotary(), Rotary(), nn.Linear(64, 3)).eval(), torch.randn(2, 6, 64)
     with pytest.raises(CannotPrune):
         PrunableNetwork(module, lambda m: m(x))
+
+
+@pytest.mark.parametrize(("parameters", "first"), [(PruneStructured, "ratio"), (PruneUnstructured, "sparsity")])
+def test_forms_and_recipes_begin_with_what_is_the_techniques_own(parameters, first):
+    names = [field.name for field in fields_of(parameters)]
+    assert names[0] == first
+    assert names[-7:] == list(PruneStructured.__base__.__struct_fields__)
+    assert list(with_defaults(parameters())) == names
