@@ -15,6 +15,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from .attention_products import take_out_product
+from .integer_attention import KEPT, projection
 from .integers import quantize_weights
 from .onnx_graph import Graph, attribute, element_count, float_weights, subgraphs_of
 
@@ -47,13 +48,23 @@ def quantize_dynamically(
     per_channel: bool = True,
     embeddings: bool = True,
     excluded: frozenset[str] = frozenset(),
+    integer_attention: bool = False,
 ) -> Result:
-    """Quantize every matrix product, LSTM and embedding with constant weights, but the `excluded` nodes."""
+    """Quantize every matrix product, LSTM and embedding with constant weights, but the `excluded` nodes.
+
+    `integer_attention`: turn fused attentions into ONNX Runtime's QAttention where it can stand for them.
+    """
     model = onnx.ModelProto()
     model.CopyFrom(prepared)
     graph = Graph(model)
     result = Result(model, total_elements=element_count(float_weights(model.graph)))
     pass_ = _Pass(graph, result, seven_bit, per_channel)
+    if integer_attention:
+        for node in list(graph.proto.node):
+            if node.op_type in ("Attention", "MultiHeadAttention") and node.domain == "com.microsoft":
+                result.touched += pass_.attention(node, excluded)
+        graph.reindex()
+        graph.drop_dead()
     for node in list(graph.proto.node):
         rewrite = {
             "MatMul": pass_.matrix_product,
@@ -168,6 +179,33 @@ class _Pass:
         self._replace(node, [fused])
         self.graph.require_opset("com.microsoft", 1)
         return None
+
+    def attention(self, node: onnx.NodeProto, excluded: frozenset[str]) -> tuple[str, ...]:
+        """Turn a fused attention into QAttention; gives the names of what is quantized by it, if anything is."""
+        found = projection(self.graph, node)
+        if found is None or {node.name, *found.nodes} & excluded:
+            return ()
+        integer_input, input_scale, input_zero = self._activation(found.value)
+        integers, scales = quantize_weights(found.weights, 1 if self.per_channel else None, self.seven_bit)
+        constant = self.graph.add_constant
+        inputs = [
+            integer_input,
+            constant(f"{node.name}_weights", integers),
+            constant(f"{node.name}_bias", found.bias),
+            input_scale,
+            constant(f"{node.name}_weights_scale", scales),
+            found.mask,
+            input_zero,
+            constant(f"{node.name}_weights_zero_point", np.zeros(scales.shape, dtype=np.int8)),
+        ]
+        made = helper.make_node("QAttention", inputs, list(node.output), node.name, domain="com.microsoft")
+        made.attribute.extend(entry for entry in node.attribute if entry.name in KEPT)
+        self._replace(node, [made])
+        self.graph.require_opset("com.microsoft", 1)
+        for name in found.sources:
+            constant_weights = self.graph.constant(name)
+            self.quantized[name] = constant_weights.size if constant_weights is not None else 0
+        return found.nodes
 
     def packed_attention(self, node: onnx.NodeProto) -> str | None:
         """ONNX Runtime's Attention holds the weights of q, k and v: take the product out, then quantize that."""

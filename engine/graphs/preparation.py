@@ -1,7 +1,8 @@
 """What every quantization starts from: a clean float graph that gives the source's answers.
 
 ONNX Runtime's own "basic" optimisations do the work (they give standard ONNX): BatchNorm folded into
-convolutions, constants folded, identities dropped. Two rewrites are added that its quantized kernels want.
+convolutions, constants folded, identities dropped. Two rewrites are added that its quantized kernels want, and
+shapes that are computed although they are known become constants.
 Element types and shapes are inferred, so that passes can ask for them.
 """
 
@@ -17,6 +18,7 @@ import onnxruntime
 from onnx import helper
 
 from .onnx_graph import Graph, all_nodes, attribute, load_graph
+from .shape_folding import fold_shapes
 
 KEPT_APART = ["MatMulAddFusion", "ConstantSharing"]
 """Optimisers left out. The first makes Gemm with reshapes around it of a MatMul with more than two axes; the
@@ -31,9 +33,12 @@ class OpsetTooOld(Exception):
     """The graph's operators are older than quantization needs; the text says why they could not be raised."""
 
 
-def prepare(path: Path, for_static: bool = False, least_opset: int = LEAST_OPSET) -> onnx.ModelProto:
+def prepare(
+    path: Path, for_static: bool = False, least_opset: int = LEAST_OPSET, keep_transposes: bool = False
+) -> onnx.ModelProto:
     """The graph at `path`, cleaned. `for_static` also turns means over all of an image into GlobalAveragePool.
 
+    `keep_transposes`: leave them where the exporter put them, which is where `fuse_attention` looks for them.
     Raises OpsetTooOld for graphs of before 2020 that cannot be brought up to date.
     """
     with tempfile.TemporaryDirectory() as directory:
@@ -45,14 +50,17 @@ def prepare(path: Path, for_static: bool = False, least_opset: int = LEAST_OPSET
         options.log_severity_level = 3
         if sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) > (1 << 30):
             options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.data")
+        unwanted = [*KEPT_APART, "TransposeOptimizer"] if keep_transposes else KEPT_APART
         onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=KEPT_APART
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted
         )
         model = load_graph(cleaned)
     if for_static:
         _means_to_pooling(model)
     model = raise_opset(model, least_opset)
     name_nodes(model)
+    model = with_shapes(model)
+    fold_shapes(model)
     used = {node.domain for node in all_nodes(model.graph)} | {"", "ai.onnx"}
     kept = [entry for entry in model.opset_import if entry.domain in used]  # ONNX Runtime lists all it knows
     del model.opset_import[:]

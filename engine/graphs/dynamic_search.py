@@ -1,0 +1,126 @@
+"""Which flavour of dynamic quantization is the fastest here and still near enough: tried, checked, timed in turns.
+
+What differs is how attention is computed (as the graph has it, fused in float, or in integers) and whether a weight
+has one scale per output channel or one in all. No choice wins everywhere: one scale is 3 to 8 % faster in an LSTM
+and less exact, fused attention wins at batch 1 and may lose at batch 8.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+
+from .attention_fusion import fuse_attention
+from .dynamic_quantization import Result, quantize_dynamically
+from .graph_optimization import time_in_turns
+from .preparation import prepare, with_shapes
+from .sensitivity import Answers, Judge
+
+AttentionKind = Literal["kept", "fused", "integer"]
+"""As the graph has it; fused, in float; fused, with its product of q, k and v in integers."""
+
+WORTH = 1.02
+"""One scale in all is taken only when it is faster than this."""
+
+SECONDS = 0.8
+"""Spent on each graph and batch size, about."""
+
+
+@dataclasses.dataclass
+class Attempt:
+    """One flavour, how near its answers are and how fast it is (times the source)."""
+
+    attention: AttentionKind
+    per_channel: bool
+    result: Result
+    answers: Answers
+    ratio: float = 0.0
+
+    def sentence(self) -> str:
+        """For the log and the record."""
+        scales = "a scale per channel" if self.per_channel else "one scale"
+        speed = f"{self.ratio:.2f}×, " if self.ratio else ""
+        return f"attention {self.attention}, {scales}: {speed}cosine {self.answers.difference.cosine:.5f}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Flavours:
+    """What is the same in every flavour."""
+
+    path: Path
+    """The source."""
+    seven_bit: bool
+    embeddings: bool
+    excluded: frozenset[str]
+
+    def make(self, prepared: onnx.ModelProto, attention: AttentionKind, per_channel: bool) -> Result | None:
+        """The graph quantized in one flavour; None where the source has no attention to do this with."""
+        graph = prepared if attention == "kept" else self._fused(prepared)
+        if graph is None:
+            return None
+        result = quantize_dynamically(
+            graph, self.seven_bit, per_channel, self.embeddings, self.excluded, attention == "integer"
+        )
+        if attention == "integer" and not any(node.op_type == "QAttention" for node in result.model.graph.node):
+            return None
+        return result
+
+    def _fused(self, prepared: onnx.ModelProto) -> onnx.ModelProto | None:
+        """The graph with its attention as one node each."""
+        kinds = {node.op_type for node in prepared.graph.node}
+        if kinds & {"Attention", "MultiHeadAttention"}:
+            return prepared
+        if "Softmax" not in kinds:
+            return None
+        fused, count = fuse_attention(prepare(self.path, keep_transposes=True))
+        return with_shapes(fused) if count else None
+
+
+def fastest(
+    flavours: Flavours,
+    prepared: onnx.ModelProto,
+    per_channel: bool,
+    batches: Sequence[Mapping[str, np.ndarray]],
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    limit: float,
+    threads: int,
+    watch: Callable[[float, str], None],
+) -> list[Attempt]:
+    """Every flavour that answers as the source does, the one to keep first; empty when nothing can be quantized.
+
+    `batches`: inputs to compare answers on. `feeds`: inputs to time with. `limit`: largest share of changed answers.
+    With `per_channel` False only graphs with one scale per weight are tried. If none is near enough, the nearest
+    comes first.
+    """
+    attempts: list[Attempt] = []
+    seen: set[bytes] = set()
+    judge = Judge(prepared, batches, threads)
+    kinds: tuple[AttentionKind, ...] = ("kept", "fused", "integer")
+    for attention in kinds:
+        for scales in (True, False) if per_channel else (False,):
+            watch(0.05 * len(attempts), f"attention {attention}, {'a scale per channel' if scales else 'one scale'}")
+            result = flavours.make(prepared, attention, scales)
+            if result is None or not result.touched:
+                continue
+            text = result.model.SerializeToString(deterministic=True)
+            if text not in seen:
+                seen.add(text)
+                attempts.append(Attempt(attention, scales, result, judge.answers(result.model)))
+    near = [attempt for attempt in attempts if attempt.answers.within(limit)]
+    if len(near) < 2:
+        return near or sorted(attempts, key=lambda attempt: -attempt.answers.difference.sqnr_db)[:1]
+    ratios = time_in_turns(
+        [flavours.path, *(attempt.result.model for attempt in near)],
+        feeds,
+        threads,
+        lambda share: watch(0.3 + 0.7 * share, f"timing {len(near)} graphs in turns"),
+        SECONDS,
+    )
+    for attempt, ratio in zip(near, ratios[1:], strict=True):
+        attempt.ratio = ratio
+    return sorted(near, key=lambda attempt: -attempt.ratio * (WORTH if attempt.per_channel == per_channel else 1.0))
