@@ -22,7 +22,7 @@ setup-dev: $(VENV)/.setup-dev
 # A failed optional install (TensorRT's libraries, pycuda's compiler) never breaks the rest.
 $(VENV)/.setup-%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*,serve]'
 	@if [ "$*" = gpu ]; then for extra in tensorrt pycuda; do \
 	  $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$$extra]" \
 	  || echo "The optional extra '$$extra' could not be installed; everything else works without it."; done; fi
