@@ -1,0 +1,201 @@
+"""Whether load tests measure what queueing theory says they must, and whether the batcher wastes a model's time.
+
+    python tests/benchmarks/bench_theory.py [--quick]
+
+1. M/D/1: a model that sleeps 2 ms, no batching, Poisson arrivals at loads of 0.3, 0.6 and 0.8. The mean wait in the
+   queue against Pollaczek–Khinchine, W = λ·E[S²] / (2·(1 − ρ)), with the service times that were measured; and against
+   W + (2·E[U] + λ·E[U²]) / (2·(1 + λ·E[U])), U being what it takes to wake an instance that was idle (Levy & Kleinrock,
+   "A queue with starter and a queue with vacations", 1986). Several seeds: theory holds on average. "Lindley" is
+   W' = max(0, W + S − gap) for the very arrivals there were: what is left there is an error of ours.
+2. Little's law, L = λ·W: the batcher's own count of requests inside, over time, against the latencies the generator
+   recorded; on a model that does nothing, one that sleeps and the sample CNN. Goal: within 2 %. (Sent is some µs before
+   queued and answered some µs after done, so the model that does nothing is asked at saturation, where requests wait.)
+3. Saturation: the sample CNN under ONNX Runtime behind the batcher, as fast as possible and with 1.5 times what it can
+   do, against the best plain loop over full batches of the same session, in turns. Goal: at least 95 %.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests" / "benchmarks")]
+
+from intervals import mean, ratio, shown, within  # noqa: E402
+from loadgen_arms import open_model  # noqa: E402
+from sample_cnn import write_sample_cnn  # noqa: E402
+
+from engine.batching.arrays import Arrays, Run  # noqa: E402
+from engine.batching.policy import BatchPolicy  # noqa: E402
+from engine.measurements.load_test.generator import LoadGenerator  # noqa: E402
+from engine.measurements.load_test.record import Record  # noqa: E402
+from engine.measurements.load_test.request import Load  # noqa: E402
+from engine.measurements.load_test.summary import summarise  # noqa: E402
+from engine.measurements.load_test.target import BatcherTarget  # noqa: E402
+from engine.protocol import LoadSummary  # noqa: E402
+
+ROW: list[Arrays] = [{"input": np.zeros((1, 16), np.float32)}]
+
+SLEEP = 0.002
+
+SETTLING = 1.05
+"""What such a sleep takes in truth, over what it was asked for; the load that is printed is the measured one."""
+
+LOADS = (0.3, 0.6, 0.8)
+
+LAW, SHARE = 0.02, 0.95
+"""Goals: of Little's law, of saturation."""
+
+
+def main() -> None:
+    """All three parts."""
+    arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    arguments.add_argument("--quick", action="store_true", help="a fifth of the time: shows that it works")
+    seconds, seeds = (2.0, 3) if arguments.parse_args().quick else (6.0, 6)
+    print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    sleeping, _ = open_model({"sleep": SLEEP})
+    print(f"1. mean wait without batching, a model that sleeps 2 ms, {seeds} seeds of {seconds:g} s; 95 % intervals")
+    for load in LOADS:
+        waiting(sleeping, load, seconds, range(seeds))
+    with tempfile.TemporaryDirectory() as place:
+        graph, images = write_sample_cnn(Path(place))
+        cnn, pictures = open_model({"graph": str(graph), "images": str(images), "threads": max(1, cores())})
+    print("2. Little's law, L / (λ·W)")
+    policy = BatchPolicy(max_batch_size=8, max_queue_size=100_000)
+    for name, model, pool, load in (
+        ("null, 256 callers", null, ROW, Load(arrivals="closed", concurrency=256, seconds=seconds)),
+        ("sleeping, 1,000/s", sleeping, ROW, Load(rate=1000, seconds=seconds)),
+        ("CNN, 16 callers", cnn, pictures, Load(arrivals="closed", concurrency=16, seconds=seconds)),
+    ):
+        law(name, model, pool, policy, load, seeds)
+    print("3. the sample CNN at saturation")
+    saturation(cnn, pictures, seconds / 2, seeds)
+
+
+def waiting(model: Run, load: float, seconds: float, seeds: Sequence[int]) -> None:
+    """One load: measured mean wait over what theory says, for every seed."""
+    waits, loads, plain, with_setup, lindley = [], [], [], [], []
+    alone = BatchPolicy(max_batch_size=1, max_wait_ms=0, max_queue_size=100_000)
+    for seed in seeds:
+        _, record, _ = run(model, ROW, alone, Load(rate=load / SLEEP / SETTLING, seconds=seconds, seed=seed))
+        count = record.count
+        sent, taken = record.sent[:count], record.taken[:count]
+        # The instance is free for the next a little after the model returned; how much shows where one waited already.
+        free = record.computed[:count]
+        queued = np.flatnonzero(sent[1:] < free[:-1])
+        free = free + np.median(taken[1:][queued] - free[:-1][queued])
+        service = free - taken
+        idle = np.flatnonzero(sent[1:] > free[:-1]) + 1
+        rate = count / seconds
+        busy = rate * service.mean()
+        if busy > 0.95 or not len(idle):
+            print(
+                f"   load {load}: seed {seed} left out: at {busy:.2f} the queue has no steady state; machine too busy"
+            )
+            continue
+        setup = taken[idle] - sent[idle]
+        waited = float((taken - sent).mean())
+        expected = rate * (service**2).mean() / (2 * (1 - busy))
+        started = (2 * setup.mean() + rate * (setup**2).mean()) / (2 * (1 + rate * setup.mean()))
+        waits.append(waited * 1e3)
+        loads.append(busy)
+        plain.append(waited / expected)
+        with_setup.append(waited / (expected + started))
+        lindley.append(waited / float(_lindley(sent, service, setup.mean()).mean()))
+    if len(waits) < 3:
+        return
+    print(
+        f"   load {np.mean(loads):.2f}: wait {shown(mean(waits), 2)} ms; over Pollaczek–Khinchine"
+        f" {shown(mean(plain), 2)}, with set-up {shown(mean(with_setup), 2)}; over Lindley {shown(mean(lindley))}",
+        flush=True,
+    )
+
+
+def _lindley(sent: np.ndarray, service: np.ndarray, setup: float) -> np.ndarray:
+    """Each request's wait, from arrivals and service times alone; an idle instance takes `setup` to wake."""
+    waits = np.zeros(len(sent))
+    free = -np.inf
+    for number, (arrived, needs) in enumerate(zip(sent.tolist(), service.tolist())):
+        start = free if free > arrived else arrived + setup
+        waits[number] = start - arrived
+        free = start + needs
+    return waits
+
+
+def law(name: str, model: Run, pool: list[Arrays], policy: BatchPolicy, load: Load, seeds: int) -> None:
+    """One model: L over λW, a value a run."""
+    ratios = []
+    for _ in range(max(3, seeds // 2)):
+        _, record, target = run(model, pool, policy, load)
+        count = record.count
+        inside = target.executor.statistics.totals().request_seconds
+        ratios.append(inside / float((record.finished[:count] - record.sent[:count]).sum()))
+    found = mean(ratios)
+    print(f"   {name:18} {shown(found, 4)}   within {LAW:.0%}: {within(found, 1 - LAW, 1 + LAW)}", flush=True)
+
+
+def saturation(model: Run, pool: list[Arrays], seconds: float, rounds: int) -> None:
+    """The batcher against the best plain loop."""
+    sizes = {size: plain_loop(model, pool, size, seconds / 3) for size in (1, 2, 4, 8, 16, 32)}
+    best = max(sizes, key=sizes.__getitem__)
+    print("   plain loop, images/s: " + ", ".join(f"{size}: {rate:.0f}" for size, rate in sizes.items()))
+    policy = BatchPolicy(max_batch_size=best, max_queue_size=100_000)
+    loops: list[float] = []
+    behind: dict[str, list[float]] = {"as fast as possible": [], "1.5 × too much": []}
+    loads = (
+        Load(arrivals="offline", seconds=seconds),
+        Load(rate=1.5 * sizes[best], seconds=seconds, drain_seconds=0.01),
+    )
+
+    def batchers() -> None:
+        for rates, load in zip(behind.values(), loads):
+            rates.append(run(model, pool, policy, load)[0].achieved_per_s)
+
+    for turn in range(rounds):
+        if turn % 2:
+            batchers()
+        loops.append(plain_loop(model, pool, best, seconds))
+        if not turn % 2:
+            batchers()
+    print(f"   in turns: plain loop with batches of {best}: {shown(mean(loops), 1)} images/s")
+    for name, rates in behind.items():
+        share = ratio(rates, loops)
+        goal = within(share, SHARE, np.inf)
+        print(f"   {name:20}: {shown(mean(rates), 1)} images/s = {shown(share)} of it   at least {SHARE:.0%}: {goal}")
+
+
+def plain_loop(model: Run, pool: list[Arrays], size: int, seconds: float) -> float:
+    """Rows a second of the model called again and again with one full batch."""
+    batch = {name: np.concatenate([pool[n % len(pool)][name] for n in range(size)]) for name in pool[0]}
+    model(batch)
+    runs, start = 0, time.monotonic()
+    while time.monotonic() - start < seconds:
+        model(batch)
+        runs += 1
+    return runs * size / (time.monotonic() - start)
+
+
+def run(model: Run, pool: list[Arrays], policy: BatchPolicy, load: Load) -> tuple[LoadSummary, Record, BatcherTarget]:
+    """One load test."""
+    target = BatcherTarget(model, policy)
+    generator = LoadGenerator(target, pool, load)
+    record = generator.run()
+    return summarise(record, load, generator.sending_ended), record, target
+
+
+def null(inputs: Arrays) -> Arrays:
+    return {"output": inputs["input"]}
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+if __name__ == "__main__":
+    main()
