@@ -25,6 +25,9 @@ MOST_POINTS = 4096
 SMOOTH_SECONDS = 1.0
 """Rates are means over so long: a quarter of a second holds too few requests."""
 
+MOMENT_SECONDS = 1.0
+"""Between two of the figures that are shown in numbers; the histogram changes at every second one."""
+
 RECENT_SECONDS = 10.0
 """What the histogram of batch sizes is over while a test runs."""
 
@@ -46,6 +49,18 @@ class Point(NamedTuple):
     gpu: float | None
     batch: float | None
     """Mean rows of a run."""
+
+
+class Moment(NamedTuple):
+    """What is shown in numbers."""
+
+    figures: Point
+    """Latencies are the middle (p50) and the worst (p99) of the last second."""
+    tick: LoadTick
+    sizes: dict[int, int]
+    """Rows of a run → runs, over the last ten seconds."""
+    number: int
+    """Of the second it was taken in."""
 
 
 class Mark(NamedTuple):
@@ -77,6 +92,8 @@ class LoadCourse:
         self.completed = self.rejected = self.failed = 0
         self.batch_sizes: collections.Counter[int] = collections.Counter()
         self._origin = 0.0
+        self._moment: Moment | None = None
+        self._moment_key = (0, 0)
         self._recent: collections.deque[LoadTick] = collections.deque()
         self._rates: collections.deque[LoadTick] = collections.deque()
 
@@ -139,25 +156,31 @@ class LoadCourse:
             if REFUSAL in line:
                 self.refused = line.partition(REFUSAL)[2]
 
-    def recent_sizes(self) -> dict[int, int]:
-        """Rows of a run → runs, lately."""
+    @property
+    def moment(self) -> Moment | None:
+        """The figures of now, new once a second: nobody reads numbers faster, and each costs the terminal a line."""
+        if not self.points or self.newest is None:
+            return None
+        last = self.points[-1]
+        key = (self.generation, int(last.x / MOMENT_SECONDS))
+        if self._moment is None or self._moment_key != key:
+            self._moment_key = key
+            near = [point for point in self.points[-8:] if point.x > last.x - SMOOTH_SECONDS]
+            middle = sorted(one.p50 for one in near if one.p50 is not None)
+            figures = last._replace(
+                p50=middle[len(middle) // 2] if middle else None,
+                p99=max((one.p99 for one in near if one.p99 is not None), default=None),
+            )
+            old = self._moment
+            sizes = old.sizes if old is not None and key[1] % 2 and key[1] == old.number + 1 else self._recent_sizes()
+            self._moment = Moment(figures, self.newest, sizes, key[1])
+        return self._moment
+
+    def _recent_sizes(self) -> dict[int, int]:
         sizes: collections.Counter[int] = collections.Counter()
         for tick in self._recent:
             sizes.update({int(size): count for size, count in tick.batch_sizes.items()})
         return dict(sizes)
-
-    @property
-    def lately(self) -> Point | None:
-        """The figures of this moment; latencies are the middle (p50) and the worst (p99) of the last second."""
-        if not self.points:
-            return None
-        last = self.points[-1]
-        near = [point for point in self.points[-8:] if point.x > last.x - SMOOTH_SECONDS]
-        middle = sorted(one.p50 for one in near if one.p50 is not None)
-        return last._replace(
-            p50=middle[len(middle) // 2] if middle else None,
-            p99=max((one.p99 for one in near if one.p99 is not None), default=None),
-        )
 
     def part(self, test: LoadTest) -> "LoadCourse":
         """Of a search: the course of one of its tests alone."""

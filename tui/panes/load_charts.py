@@ -26,7 +26,7 @@ from ..text import clean, fit, width_of
 from .load_figures import mean_batch
 from .load_lines import LABEL, Chart, Columns, Curve, Window, axis, draw, page, whole_window
 
-STRIPS = 8
+STRIPS = 12
 """Widgets side by side."""
 
 ROWS_MINIMUM = 4
@@ -124,7 +124,7 @@ def window_of(drawn: Drawn) -> Window:
 def charts_of(drawn: Drawn, mine: Columns, other: Columns | None, window: Window, count: int) -> list[Chart]:
     """All charts, the most telling first."""
     mine.update()
-    now = figures_of(drawn.test) if drawn.test is not None else drawn.course.lately
+    now = _now(drawn)
     if other is not None:
         other.update()
         return _compared(drawn, mine, other, window, count)
@@ -164,7 +164,7 @@ def charts_of(drawn: Drawn, mine: Columns, other: Columns | None, window: Window
 def _compared(drawn: Drawn, mine: Columns, other: Columns, window: Window, count: int) -> list[Chart]:
     """One curve of either run in each chart."""
     gpu = mine.has("gpu") and other.has("gpu")
-    a = figures_of(drawn.test) if drawn.test is not None else drawn.course.lately
+    a = _now(drawn)
     b = figures_of(drawn.other_test) if drawn.other_test is not None else None
     kinds: tuple[tuple[str, str, Literal["zero", "share", "log"], Callable[[float | None], str]], ...] = (
         ("achieved /s", "achieved", "zero", figures.per_second),
@@ -219,6 +219,13 @@ def cut(line: Line, widths: tuple[int, ...]) -> list[Line]:
             text = text[taken:]
             at += room
     return [tuple(piece) for piece in pieces]
+
+
+def _now(drawn: Drawn) -> Point | None:
+    """What stands in the titles."""
+    if drawn.test is not None:
+        return figures_of(drawn.test)
+    return moment.figures if (moment := drawn.course.moment) is not None else None
 
 
 def figures_of(test: LoadTest) -> Point:

@@ -109,12 +109,12 @@ def _progress(state: Running, course: LoadCourse, settings: LoadSettings | None,
     done, rest = charts.progress(share, BAR if width >= 100 else 10)
     left = figures.duration(max(total - tick.seconds, 0.0)) if total else figures.UNKNOWN
     searching = settings is not None and settings.kind != "run"
+    time = f"{clock(tick.seconds)} of {clock(total)}" if total >= tick.seconds else clock(tick.seconds)
     return (
-        (" ▶ ", "accent"),
-        (clean(tick.phase, 40), "strong"),
-        (f"  {clock(tick.seconds)} of {clock(total)}  " if total >= tick.seconds else f"  {clock(tick.seconds)}  ", ""),
-        (done, "accent"),
+        (f" ▶ {clean(tick.phase, 40)}  {time}  {done}", "accent"),
         (rest, "track"),
-        (f"  {left} left" if total >= tick.seconds else "", "muted"),
-        (f"   {clock(course.now)} in all" if searching else "", "muted"),
+        (
+            (f"  {left} left" if total >= tick.seconds else "") + (f"   {clock(course.now)} in all" * searching),
+            "muted",
+        ),
     )
