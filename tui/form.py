@@ -10,6 +10,7 @@ The last line explains the field that has the focus. It says `Form.Changed` afte
 parses, `errors` what does not. The engine's own sentences are put beside the fields with `show_errors`.
 """
 
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 from textual import events, on
@@ -25,6 +26,7 @@ from engine.protocol import Field
 from . import parameters
 from .choice import Choice
 from .text import content
+from .tick import Tick
 
 
 class Form(Vertical):
@@ -86,11 +88,14 @@ class Form(Vertical):
             hint.set_class(wrong is not None, "-wrong")
             hint.update(content("! " + wrong) if wrong is not None else content(parameters.hint(field)))
 
-    def focus_first(self) -> None:
-        """Go to the first field."""
+    def focus_first(self, names: Collection[str] = ()) -> None:
+        """Go to the first field, or to the first of these."""
         for widget in self.query("Input, Choice, Checkbox"):
-            widget.focus()
-            return
+            field = self._inputs.get(id(widget))
+            if not names or (field is not None and field.name in names):
+                widget.focus()
+                self.call_after_refresh(widget.scroll_visible, animate=False)
+                return
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
         """Explain the field in full, which its own line may have no room for."""
@@ -104,7 +109,7 @@ class Form(Vertical):
         value = self.values[field.name]
         widget: Widget
         if field.kind == "boolean":
-            widget = Checkbox("", value=bool(value), compact=True)
+            widget = Tick("", value=bool(value), compact=True)
         elif field.kind == "choice":
             widget = Choice(field.choices, value, optional=field.optional)
             self.values[field.name] = widget.value

@@ -32,11 +32,12 @@ class FooterPane(LineView):
         self._ends: list[tuple[int, str]] = []
 
     def show(self, situation: Situation) -> None:
-        """As many actions as fit, in the order of the registry."""
+        """As many actions as fit, in the order of the registry. Without a model opening one comes first."""
         room = self.size.width - 1
         kept = set()
         actions = {action.id: action for action in self._actions}
-        for id in self._order:
+        first = () if situation.snapshot.variants or "open_model" not in self._order else ("open_model",)
+        for id in dict.fromkeys((*first, *self._order)):
             cells = width_of(actions[id].shown_key) + len(actions[id].label) + 3
             if cells > room:
                 break

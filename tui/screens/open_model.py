@@ -24,6 +24,7 @@ from engine.protocol import OpenModel
 
 from ..connection import NotConnected
 from ..text import clean, content
+from ..tick import Tick
 
 if TYPE_CHECKING:
     from ..app import TrimtabApp
@@ -76,8 +77,8 @@ class OpenScreen(ModalScreen[bool]):
                 with Horizontal(classes="form-row"):
                     yield Static("calibration", classes="form-label")
                     yield Input(placeholder="optional .npz without labels", id="calibration", compact=True)
-            yield Checkbox(TRUST, id="trust", compact=True)
-            yield Checkbox("measure it at once (latency and accuracy)", value=True, id="measure", compact=True)
+            yield Tick(TRUST, id="trust", compact=True)
+            yield Tick("measure it at once (latency and accuracy)", value=True, id="measure", compact=True)
             yield Static(id="problem", classes="error")
             with Horizontal(classes="buttons"):
                 yield Button("Open", variant="primary", id="accept")

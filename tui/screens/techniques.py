@@ -166,7 +166,7 @@ class TechniqueScreen(ModalScreen[bool]):
     async def _to_form(self) -> None:
         await self._show_form()
         for form in self.query(Form):
-            form.focus_first()
+            form.focus_first(self._given if self._formed == self._begin else ())
 
     @on(Input.Submitted)
     def _to_button(self) -> None:
