@@ -22,6 +22,7 @@ from learning_models import CNN_FILE, make_job, open_text  # noqa: E402
 
 from engine import training  # noqa: E402
 from engine.protocol import encode_frame  # noqa: E402
+from engine.training import loop  # noqa: E402
 from engine.training.data import TrainingData  # noqa: E402
 from engine.training.objectives import Objective  # noqa: E402
 
@@ -40,7 +41,7 @@ def main() -> None:
         def seconds_a_step(live: bool) -> float:
             job, _ = make_job(model, Path(place))
             job.send = (lambda message: writer.sendall(encode_frame(message))) if live else (lambda message: None)
-            training.POINT_SECONDS = 0.25 if live else 1e9
+            loop.POINT_SECONDS = 0.25 if live else 1e9
             plan = training.Plan(epochs=EPOCHS, learning_rate=1e-3, precision="float32")
             start = time.perf_counter()
             outcome = training.train(model.module(), data, objective, plan, training.Course(job))

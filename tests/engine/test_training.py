@@ -266,11 +266,12 @@ SCRIPT = """
 import pathlib, sys
 sys.path[:0] = [{repository!r}, {tests!r}]
 import engine.training as training
+from engine.training import loop
 from learning_models import CNN_FILE, make_job, open_text
 from engine.training.checkpoints import Checkpoints
 from engine.training.objectives import Objective
 from engine.training.data import TrainingData
-training.CHECKPOINT_SECONDS = 0.2
+loop.CHECKPOINT_SECONDS = 0.2
 directory = pathlib.Path({directory!r})
 model = open_text(directory, CNN_FILE)
 job, _ = make_job(model, directory)
