@@ -83,6 +83,8 @@ class TrimtabApp(App[None]):
         """What the next load test's form begins with."""
         self._painting = False
         self._reading: set[str] = set()
+        self.filled: dict[tuple[str, str], dict[str, Any]] = {}
+        """What was applied last, by variant and technique: a job that was stopped is run again from the same form."""
 
     def get_default_screen(self) -> Screen[None]:
         return self.main

@@ -159,7 +159,10 @@ class TechniqueScreen(ModalScreen[bool]):
         box = self.query_one("#parameters")
         await box.remove_children()
         if chosen.unavailable is None:
-            await box.mount(Form((*chosen.fields, NAME), self._given if chosen.tag == self._begin else None, id="form"))
+            given = self._trimtab.filled.get((self._source.id, chosen.tag), {})
+            given = given | (self._given if chosen.tag == self._begin else {})
+            names = {field.name for field in chosen.fields}
+            await box.mount(Form((*chosen.fields, NAME), {k: v for k, v in given.items() if k in names}, id="form"))
         self._show_command()
 
     @on(LineTable.Chosen)
@@ -250,6 +253,7 @@ class TechniqueScreen(ModalScreen[bool]):
         except (EngineError, NotConnected) as error:
             self.query_one("#problem", Static).update(content(str(error)))
             return
+        self._trimtab.filled[self._source.id, chosen.tag] = values
         self.dismiss(True)
 
     @property

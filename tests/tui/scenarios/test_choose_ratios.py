@@ -60,6 +60,8 @@ async def test_chosen_ratios_fill_the_prune_form() -> None:
         assert (command.technique, command.source) == ("prune-structured", "v0")
         assert command.parameters["widths"] == ["stem.conv=16", "stages.0.1.conv1=48"]
         await seen.sees("1 Variants")
+        await seen.press("t", "end", "enter")
+        await seen.sees("Structured pruning", '"stages.0.1.conv1=48"')  # to run it again, should it be stopped
 
 
 async def test_with_nothing_chosen_enter_takes_the_cell_under_the_cursor() -> None:
