@@ -16,6 +16,10 @@ Run = Callable[[Arrays], Arrays]
 
 def describe(inputs: Arrays) -> tuple[int, Key]:
     """(rows, key) of a request's inputs. Raises ValueError or TypeError with a sentence if they make none."""
+    if len(inputs) == 1:  # most models: a third of the time
+        ((name, array),) = inputs.items()
+        if isinstance(array, np.ndarray) and (shape := array.shape) and shape[0]:
+            return shape[0], ((name, array.dtype, shape[1:]),)
     if not inputs:
         raise ValueError("a request needs at least one input")
     rows = -1
@@ -55,11 +59,12 @@ def split(outputs: Arrays, requests: list[Request], batch: Batch) -> None:
         if not shape or shape[0] != batch.rows:
             found = "no batch axis" if not shape else f"{shape[0]} rows"
             raise ValueError(f"the model's output {name!r} has {found} for a batch of {batch.rows} rows")
-    named = list(outputs.items())
     row = 0
     for request in requests:
         until = row + request.rows
-        request.outputs = {name: array[row:until] for name, array in named}
+        shares = request.outputs = {}
+        for name, array in outputs.items():
+            shares[name] = array[row:until]
         request.inputs = None
         request.batch = batch
         request.status = COMPLETED

@@ -210,11 +210,9 @@ class BatchExecutor:
                     if batch.requests[0].status == COMPLETED:
                         self._queue.times.record(batch.rows, batch.finished - batch.taken)
                 done = instance.running
-                counts: dict[int, int] = {}
-                for request in done:
-                    counts[request.status] = counts.get(request.status, 0) + 1
-                for status, count in counts.items():
-                    self.statistics.left(now, status, count)
+                statuses = [request.status for request in done]
+                for status in set(statuses):
+                    self.statistics.left(now, status, statuses.count(status))
             instance.running = []
         self._hand_back(done)
 

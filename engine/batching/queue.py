@@ -188,7 +188,9 @@ class RequestQueue:
         if group.gap == FOREVER:
             group.gap = gap
         else:  # a pause counts little: were the estimate too small, patience would end the wait soon
-            group.gap += GAP_WEIGHT * (min(gap, 8 * max(group.gap, WAKE_SECONDS)) - group.gap)
+            usual = group.gap
+            longest = 8 * usual if usual > WAKE_SECONDS else 8 * WAKE_SECONDS
+            group.gap = usual + GAP_WEIGHT * ((gap if gap < longest else longest) - usual)
         self.count += 1
         if request.deadline < FOREVER:
             self._note_deadline(request)

@@ -89,7 +89,7 @@ def show(mode: str, found: list[dict]) -> None:
         beyond = {"full": 1.0, "lone": 1.0, "sleeping": number}[mode]  # asleep, the callers' own work is hidden
         overheads = {
             arm: [
-                max(once[arm][number] - beyond * once["nothing"][number] - (1 - number) * once["model"], LEAST)
+                max(once[arm][number] - beyond * once["nothing"][number] - once["model"][number], LEAST)
                 for once in found
             ]
             for arm in ("ours", "theirs")
