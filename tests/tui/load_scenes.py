@@ -162,7 +162,7 @@ def finished(
 
 def sweep(ended: bool = True) -> tuple[LoadTest | LoadSearch, ...]:
     """Nine points of maximum batch sizes and waits; the sixth is the knee, the last the fastest within the limit."""
-    settings = LoadSettings(sweep=True, slo_p99_ms=60.0, seconds=4.0)
+    settings = LoadSettings(sweep=True, slo_p99_ms=30.0, seconds=4.0)
     tests, points = [], []
     grid = [(batch, wait) for batch in (1, 4, 8, 16, 32) for wait in (0.0, 2.0)]
     for number, (batch, wait) in enumerate(grid):
@@ -171,8 +171,8 @@ def sweep(ended: bool = True) -> tuple[LoadTest | LoadSearch, ...]:
         mine = msgspec.structs.replace(
             settings, sweep=False, concurrency=2 * batch, max_batch_size=batch, max_wait_ms=wait
         )
-        verdict = "PASS" if p99 < 33 else "FAIL"
-        found = summary(rate, p99, slo_ms=60.0, verdict=verdict, batch_sizes={str(batch): 200})
+        verdict = "PASS" if p99 < 30 else "FAIL"
+        found = summary(rate, p99, slo_ms=30.0, verdict=verdict, batch_sizes={str(batch): 200})
         tests.append(
             finished(f"p{number}", settings=mine, age=100 - number, summary=found, search="sweep-1", purpose="point")
         )
