@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def _train(job: JobContext, rank: int, directory: Path) -> None:
         course.step, course.points = task["step"], task["points"]
     teaching = Teaching(*task["teaching"]) if task["teaching"] else None
     module = task["module"]
+    warnings.filterwarnings("ignore", message="Grad strides do not match")  # of filters with one input: harmless
     outcome = train_as(
         team, module, data, Objective(job.model), task["plan"], course, task["stage"], teaching, task["after_step"]
     )
