@@ -82,7 +82,11 @@ async def measure(app: "TrimtabApp") -> None:
 async def compare(app: "TrimtabApp") -> None:
     from .screens.compare import CompareScreen
 
-    await app.push_screen(CompareScreen())
+    snapshot = app.connection.snapshot
+    chosen = app.main.situation().variant
+    if chosen is None or chosen.parent is None:  # the baseline beside itself says nothing
+        chosen = best_variant(snapshot, app.view().batch_size) or snapshot.variants[-1]
+    await app.push_screen(CompareScreen(chosen=chosen.id))
 
 
 async def explain(app: "TrimtabApp") -> None:

@@ -101,7 +101,7 @@ def table(one: Expectation) -> Content:
             )
         )
     lines.append(
-        Content.styled("  Size and speed against what it was made from, accuracy against the baseline.", "$muted")
+        Content.styled("  Size and speed against its parent, accuracy against the baseline.", "$muted")
     )
     return Content("\n").join(lines)
 

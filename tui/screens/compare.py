@@ -43,9 +43,10 @@ class CompareScreen(Screen[None]):
         Binding("space", "mark", show=False),
     ]
 
-    def __init__(self, against: str | None = None) -> None:
+    def __init__(self, against: str | None = None, chosen: str | None = None) -> None:
+        """`against` is A (else the baseline), `chosen` the variant that the cursor begins on."""
         super().__init__()
-        self._against = against
+        self._against, self._begin = against, chosen
 
     def compose(self) -> ComposeResult:
         yield Static(Content.assemble((" Comparison ", "bold"), ("all runtimes and batch sizes", "$muted")), id="title")
@@ -64,6 +65,9 @@ class CompareScreen(Screen[None]):
             self._against = baseline.id if baseline else None
         table = self.query_one(LineTable)
         table.set_rows(rows(snapshot, self._against, self.size.width), [headings(self.size.width)])
+        if self._begin is not None:
+            table.select(f"{self._begin} 0")
+            self._begin = None
         one = variant_named(snapshot, self._against)
         other = variant_named(snapshot, (table.key or "").partition(" ")[0])
         if one is not None and other is not None:
@@ -129,11 +133,12 @@ def _row(
     role = {"FASTER": "good", "SLOWER": "bad"}.get(speed.verdict, "") if speed else "muted"
     verdict, verdict_role = "", "muted"
     if accuracy is not None and variant.parent is not None:
-        verdict, _, verdict_role = VERDICTS[verdict_at(accuracy, limit)]
+        long, short, verdict_role = VERDICTS[verdict_at(accuracy, limit)]
+        verdict = long if width >= NARROW else short
     runtime = f"{RUNTIMES.get(one.conditions.runtime, one.conditions.runtime)} {one.conditions.device}" if one else ""
     spans = [
         (" " + mark, "key"),
-        (fit(name, name_width(width)), "strong" if first else "faint"),
+        (fit(name, name_width(width) - 1) + " ", "strong" if first else "faint"),
         (fit(clean(runtime, 40) if one else "not measured", 14), "muted"),
         (f"{one.batch_size if one else figures.UNKNOWN:>5}", ""),
         (f"{figures.milliseconds(one.p50_ms if one else None):>8}", ""),
@@ -255,6 +260,8 @@ def _faster(left: Latency | None, right: Latency | None) -> str:
     first = left.speedup.ratio if left.speedup else 1.0
     second = right.speedup.ratio if right.speedup else 1.0
     ratio = second / first if first else 1.0
+    if abs(ratio - 1) < 0.005:
+        return "as fast"
     return f"{figures.ratio(ratio)} faster" if ratio >= 1 else f"{figures.ratio(1 / ratio)} slower"
 
 

@@ -35,14 +35,15 @@ async def test_two_variants_stand_side_by_side() -> None:
     async with dashboard(size=(120, 40)) as seen:
         await seen.press("c")
         await seen.sees("Comparison", "PyTorch cpu", "ORT cpu")
-        await seen.press("down", "down", "space", "end")
+        await seen.sees("3.82× smaller", "0.21 pt lower")  # begins with the best beside the baseline
+        await seen.press("home", "down", "down", "space", "end")
         await seen.sees("onnx", "prune 50 %", "A → B", "3.59× smaller", "1.39 pt lower")
 
 
 async def test_a_narrow_comparison_keeps_the_verdict() -> None:
     async with dashboard(size=(80, 40)) as seen:
         await seen.press("c")
-        await seen.sees("Comparison", "✓ PASS", "✗ FAIL")
+        await seen.sees("Comparison", "✓ PASS", "✗ FAIL", "? TOO FEW")
 
 
 async def test_deleting_asks_and_names_the_variant() -> None:
