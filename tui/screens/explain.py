@@ -76,7 +76,7 @@ class ExplainScreen(Screen[None]):
         text = explained(found, max(self.size.width - 4, 40)) if found else self._waiting(snapshot, variant)
         self.query_one("#explain-text", Static).update(text)
         table = self.query_one(LineTable)
-        table.set_rows(layer_rows(found.layers if found else ()), [LAYER_HEADING])
+        table.set_rows(layer_rows(found.layers) if found else [], [LAYER_HEADING] if found else [])
 
     def _waiting(self, snapshot: Snapshot, variant: Variant) -> Content:
         """What stands there while there is no answer."""
