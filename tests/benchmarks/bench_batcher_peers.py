@@ -1,6 +1,6 @@
 """What a request costs in our batcher and in Ray Serve's, BentoML's and LitServe's, with the same model, in turns.
 
-    python tests/benchmarks/bench_batcher_peers.py [--quick] [--peers "ray alone" …] [--rounds 5] [--seconds 0.5]
+    python tests/benchmarks/bench_batcher_peers.py [--quick] [--peers "ray alone" …] [--rounds 4] [--seconds 0.5]
 
 Ours and one peer's batcher run in one process of the peer's own environment and take turns (A B B A). No HTTP anywhere:
 
@@ -52,7 +52,7 @@ def main() -> None:
     """Every peer in every situation; one line each."""
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     arguments.add_argument("--peers", nargs="+", choices=ARMS, default=ARMS, metavar="PEER", help=", ".join(ARMS))
-    arguments.add_argument("--rounds", type=int, default=5, help="at least 3")
+    arguments.add_argument("--rounds", type=int, default=4, help="at least 3")
     arguments.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
     arguments.add_argument("--quick", action="store_true", help="3 rounds of 0.3 s: shows that it works")
     asked = arguments.parse_args()

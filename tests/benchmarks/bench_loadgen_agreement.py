@@ -29,6 +29,10 @@ from sample_cnn import write_sample_cnn  # noqa: E402
 
 PACKAGE = "mlcommons-loadgen"
 
+MODELS = ("sleeping", "cnn")
+
+BATCH = 8
+
 LOADS = (0.5, 0.8)
 """Of what the model reaches as fast as possible."""
 
@@ -43,6 +47,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     arguments.add_argument("--pairs", type=int, default=4, help="runs of each arm; an even number of at least 4")
     arguments.add_argument("--seconds", type=float, default=5.0, help="of each run; the CNN gets twice as many")
+    arguments.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help=" or ".join(MODELS))
     arguments.add_argument("--quick", action="store_true", help="runs of a third of that: shows that it works")
     asked = arguments.parse_args()
     seconds = asked.seconds / 3 if asked.quick else asked.seconds
@@ -54,20 +59,16 @@ def main() -> None:
     busy = f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     print(f"{PACKAGE} {version_in(python, PACKAGE)}; {asked.pairs} runs of each arm; {busy}", flush=True)
     with tempfile.TemporaryDirectory() as place:
-        graph, images = write_sample_cnn(Path(place))
-        models = (
-            ("sleeps 2 ms", {"sleep": 0.002}, seconds, {"max_batch_size": 8, "max_queue_size": 100_000}),
-            (
-                "sample CNN",
-                {"graph": str(graph), "images": str(images), "threads": 1},
-                2 * seconds,
-                {"max_batch_size": 8, "max_queue_size": 100_000},
-            ),
-        )
-        for name, model, length, policy in models:
+        for name in asked.models:
+            if name == "sleeping":
+                model, length = {"sleep": 0.002}, seconds
+            else:
+                graph, images = write_sample_cnn(Path(place))
+                model, length = {"graph": str(graph), "images": str(images), "threads": 1}, 2 * seconds
+            policy = {"max_batch_size": BATCH, "max_queue_size": 100_000}
             said = {"model": model, "policy": policy, "logs": place, "seed": 0}
             most = run(python, said | {"arm": "ours", "rate": None, "seconds": min(length, 4.0)})["throughput"]
-            print(f"{name}: {most:,.0f} requests/s at most, batches of at most {policy['max_batch_size']}", flush=True)
+            print(f"{name}: {most:,.0f} requests/s at most, batches of at most {BATCH}", flush=True)
             for load in LOADS:
                 compare(python, said | {"rate": load * most, "seconds": length}, load, asked.pairs)
 

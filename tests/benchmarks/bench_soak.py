@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -38,17 +39,14 @@ def main() -> int:
     seconds = 30.0 if asked.quick else asked.minutes * 60
     print(f"{seconds / 60:g} minutes; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
     part = 60.0 if seconds >= 180 else seconds / 5
-    shown: list[Sample] = [Sample(0.0, 0, 0, 0)]
+    shown: list[Sample] = [Sample(0.0, 0, 0, 0, time.process_time())]
 
     def show(sample: Sample) -> None:
         past = shown[-1]
         if sample.seconds >= past.seconds + part * 0.99:
-            rate = (sample.sent - past.sent) / (sample.seconds - past.seconds)
-            memory = sample.memory_bytes / 2**20
-            print(
-                f"   {sample.seconds:5.0f} s: {rate:6,.0f} calls/s, {memory:6.1f} MiB, {sample.threads} threads",
-                flush=True,
-            )
+            rate, cpu = _speed(past, sample)
+            memory = f"{sample.memory_bytes / 2**20:6.1f} MiB, {sample.threads} threads"
+            print(f"   {sample.seconds:5.0f} s: {rate:6,.0f} calls/s, {cpu:5.1f} µs of CPU each, {memory}", flush=True)
             shown.append(sample)
 
     outcome = asyncio.run(trouble(seconds, min(EVERY, part / 5), show))
@@ -57,9 +55,7 @@ def main() -> int:
     last = [sample for sample in outcome.samples if sample.seconds > seconds - part]
     growth = np.median([s.memory_bytes for s in last]) - np.median([s.memory_bytes for s in settled])
     threads = [max(sample.threads for sample in samples) for samples in (settled, last)]
-    rates = [
-        (samples[-1].sent - samples[0].sent) / (samples[-1].seconds - samples[0].seconds) for samples in (settled, last)
-    ]
+    speeds = [_speed(samples[0], samples[-1]) for samples in (settled, last)]
     if growth > MOST_GROWTH:
         wrong.append(f"the process grew by {growth / 2**20:.1f} MiB")
     if threads[1] > threads[0]:
@@ -68,9 +64,17 @@ def main() -> int:
     print(f"calls made {outcome.sent:,}; as the callers saw them: {_counts(outcome.ends)}")
     print(f"as the batcher counted them: {_counts(outcome.totals.by_status)}; left in it: {outcome.totals.in_system}")
     print(f"memory {growth / 2**20:+.1f} MiB, threads {threads[0]} → {threads[1]}, ", end="")
-    print(f"rate {rates[0]:,.0f} → {rates[1]:,.0f} calls/s (second part of {part:.0f} s → last)")
+    print(
+        f"rate {speeds[0][0]:,.0f} → {speeds[1][0]:,.0f} calls/s, CPU {speeds[0][1]:.1f} → {speeds[1][1]:.1f} µs a call"
+    )
     print("\n".join(f"WRONG: {sentence}" for sentence in wrong) or "no hang, no leak, every call accounted for once")
     return 1 if wrong else 0
+
+
+def _speed(first: Sample, last: Sample) -> tuple[float, float]:
+    """(calls a second, microseconds of CPU a call) between two samples."""
+    calls = last.sent - first.sent
+    return calls / (last.seconds - first.seconds), (last.cpu_seconds - first.cpu_seconds) / calls * 1e6
 
 
 def _counts(counts: dict[str, int]) -> str:

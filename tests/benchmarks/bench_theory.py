@@ -1,6 +1,6 @@
 """Whether load tests measure what queueing theory says they must, and whether the batcher wastes a model's time.
 
-    python tests/benchmarks/bench_theory.py [--quick]
+    python tests/benchmarks/bench_theory.py [--quick] [--parts 1 2 3]
 
 1. M/D/1: a model that sleeps 2 ms, no batching, Poisson arrivals at loads of 0.3, 0.6 and 0.8. The mean wait in the
    queue against Pollaczek–Khinchine, W = λ·E[S²] / (2·(1 − ρ)), with the service times that were measured; and against
@@ -56,26 +56,35 @@ LAW, SHARE = 0.02, 0.95
 def main() -> None:
     """All three parts."""
     arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    arguments.add_argument("--parts", nargs="+", type=int, choices=(1, 2, 3), default=(1, 2, 3))
     arguments.add_argument("--quick", action="store_true", help="a fifth of the time: shows that it works")
-    seconds, seeds = (2.0, 3) if arguments.parse_args().quick else (6.0, 6)
+    asked = arguments.parse_args()
+    seconds, seeds = (2.0, 3) if asked.quick else (6.0, 6)
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     sleeping, _ = open_model({"sleep": SLEEP})
-    print(f"1. mean wait without batching, a model that sleeps 2 ms, {seeds} seeds of {seconds:g} s; 95 % intervals")
-    for load in LOADS:
-        waiting(sleeping, load, seconds, range(seeds))
+    if 1 in asked.parts:
+        print(
+            f"1. mean wait without batching, a model that sleeps 2 ms, {seeds} seeds of {seconds:g} s; 95 % intervals"
+        )
+        for load in LOADS:
+            waiting(sleeping, load, seconds, range(seeds))
+    if asked.parts == [1]:
+        return
     with tempfile.TemporaryDirectory() as place:
         graph, images = write_sample_cnn(Path(place))
-        cnn, pictures = open_model({"graph": str(graph), "images": str(images), "threads": max(1, cores())})
-    print("2. Little's law, L / (λ·W)")
-    policy = BatchPolicy(max_batch_size=8, max_queue_size=100_000)
-    for name, model, pool, load in (
-        ("null, 256 callers", null, ROW, Load(arrivals="closed", concurrency=256, seconds=seconds)),
-        ("sleeping, 1,000/s", sleeping, ROW, Load(rate=1000, seconds=seconds)),
-        ("CNN, 16 callers", cnn, pictures, Load(arrivals="closed", concurrency=16, seconds=seconds)),
-    ):
-        law(name, model, pool, policy, load, seeds)
-    print("3. the sample CNN at saturation")
-    saturation(cnn, pictures, seconds / 2, seeds)
+        cnn, pictures = open_model({"graph": str(graph), "images": str(images), "threads": cores()})
+    if 2 in asked.parts:
+        print("2. Little's law, L / (λ·W)")
+        policy = BatchPolicy(max_batch_size=8, max_queue_size=100_000)
+        for name, model, pool, load in (
+            ("null, 256 callers", null, ROW, Load(arrivals="closed", concurrency=256, seconds=seconds)),
+            ("sleeping, 1,000/s", sleeping, ROW, Load(rate=1000, seconds=seconds)),
+            ("CNN, 16 callers", cnn, pictures, Load(arrivals="closed", concurrency=16, seconds=seconds)),
+        ):
+            law(name, model, pool, policy, load, seeds)
+    if 3 in asked.parts:
+        print("3. the sample CNN at saturation")
+        saturation(cnn, pictures, seconds / 2, seeds)
 
 
 def waiting(model: Run, load: float, seconds: float, seeds: Sequence[int]) -> None:

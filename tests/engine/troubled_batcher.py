@@ -42,6 +42,7 @@ class Sample:
     sent: int
     memory_bytes: int
     threads: int
+    cpu_seconds: float
 
 
 @dataclass
@@ -98,7 +99,8 @@ async def trouble(seconds: float, every: float, told: Callable[[Sample], None] =
                 await asyncio.sleep(min(every, seconds - now))
                 gc.collect()
                 memory = psutil.Process().memory_info().rss
-                sample = Sample(time.monotonic() - start, outcome.sent, memory, threading.active_count())
+                now, cpu = time.monotonic() - start, time.process_time()
+                sample = Sample(now, outcome.sent, memory, threading.active_count(), cpu)
                 outcome.samples.append(sample)
                 told(sample)
 
