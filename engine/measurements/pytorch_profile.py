@@ -90,7 +90,13 @@ def _place(event: Any) -> tuple[str, str] | None:
 
 
 def _precision(owner: torch.nn.Module | None) -> str | None:
-    """The type most of the module's parameters have; None where it has none."""
+    """The type most of the module's parameters have, quantized ones by their class; None where it has none."""
+    if type(owner).__module__.startswith("torch.ao.nn.quantized"):
+        return "int8"
+    for weight in owner.parameters() if owner is not None else ():
+        for name, precision in (("Int4", "int4"), ("Int8", "int8")):
+            if type(weight).__name__.startswith(name):  # torchao's tensors say that they are float
+                return precision
     for tensor in (*owner.parameters(), *owner.buffers()) if owner is not None else ():
         if tensor.is_floating_point():
             return str(tensor.dtype).removeprefix("torch.")

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 RUNTIMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "pytorch": ("pytorch", ("pytorch",)),
+    "torch-compile": ("torch_compile", ("pytorch",)),
     "onnxruntime": ("onnxruntime", ("onnx",)),
     "openvino": ("openvino", ("onnx",)),
 }
@@ -30,6 +33,10 @@ RUNTIMES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 NEEDS_PACKAGE = {"openvino": "openvino"}
 """Runtimes that are extras → the package to look for; the extra has the runtime's name."""
+
+
+CPP_COMPILERS = ("g++", "clang++", "c++")
+"""Any of these (or $CXX) is what torch.compile calls."""
 
 
 class RuntimeUnavailable(Exception):
@@ -74,7 +81,9 @@ def runtimes_for(format: str) -> tuple[str, ...]:
 
 
 def why_not_installed(runtime: str) -> str | None:
-    """The sentence with what to install, or None when the runtime's package is there."""
+    """The sentence with what to install, or None when the runtime's package (or compiler) is there."""
+    if runtime == "torch-compile" and not any(map(shutil.which, [os.environ.get("CXX", ""), *CPP_COMPILERS])):
+        return "torch-compile needs a C++ compiler, and there is none here: install g++ or clang++."
     package = NEEDS_PACKAGE.get(runtime)
     if package is None or importlib.util.find_spec(package) is not None:
         return None

@@ -91,15 +91,20 @@ class PyTorchRunner:
 
 def load(variant: LoadedVariant, device: str = "cpu", threads: int | None = None) -> PyTorchRunner:
     """Load a PyTorch variant. Raises RuntimeUnavailable when the device is not there."""
+    check_device(variant, device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return PyTorchRunner(variant, device, threads)
+
+
+def check_device(variant: LoadedVariant, device: str) -> None:
+    """Raises RuntimeUnavailable when PyTorch does not see the device."""
     if device != "cpu":
         if not torch.cuda.is_available():
             raise RuntimeUnavailable(f"PyTorch sees no CUDA device, so {variant.record.name} cannot run on {device}.")
         index = torch.device(device).index or 0
         if index >= torch.cuda.device_count():
             raise RuntimeUnavailable(f"There is no {device}: PyTorch sees {torch.cuda.device_count()} CUDA device(s).")
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return PyTorchRunner(variant, device, threads)
 
 
 def _moved(value: Any, device: str) -> Any:

@@ -12,9 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
 
-from ..protocol import Hardware, Left, ModelInfo, Variant
-from ..targets import Target, resolve_target
+from ..protocol import Hardware, ModelInfo, Variant
+from ..targets import Target
 from . import Changed, Needs, Parameters, Refusal, technique
+from .pytorch_weights import ABOUT_FORMAT, FORMATS, quantize_pytorch, why_not
+from .quantized_graphs import (
+    compare_with_source,
+    left_of,
+    nothing_quantized,
+    prepared_graph,
+    refuse_quantized,
+    refuse_unknown,
+    summary_of,
+    target_of,
+)
 
 if TYPE_CHECKING:
     from ..context import JobContext, LoadedVariant, VariantFiles
@@ -22,18 +33,30 @@ if TYPE_CHECKING:
 EXPECTATION = "size 25 %, 2–4× faster, 0.5–1 % loss"
 """What the field expects of INT8, before it is measured."""
 
-MOST_WEIGHTS = 0.9
-"""Below this share of quantized weights the summary says so."""
-
 RUNTIME = (("onnxruntime", "pip install 'trimtab[cpu]'"),)
 
 
 class QuantizeDynamic(Parameters, frozen=True, tag="quantize-dynamic"):
     """Dynamic INT8."""
 
-    per_channel: Annotated[bool, Meta(description="one scale for each output channel: more exact, equally fast")] = True
+    per_channel: Annotated[
+        bool, Meta(description="one scale for each output channel: more exact, up to 8 % slower in an LSTM")
+    ] = True
+    attention: Annotated[
+        Literal["kept", "fused", "integer"],
+        Meta(description="as the graph has it; fused in float; fused, its products in integers (search finds which)"),
+    ] = "kept"
+    search: Annotated[
+        Literal["fastest", "never"],
+        Meta(description="try each kind of attention and of scales; keep the fastest that is near enough"),
+    ] = "fastest"
     embeddings: Annotated[bool, Meta(description="store the rows of embedding tables as bytes too")] = True
-    exclude: Annotated[list[str], Meta(description="names of nodes to leave in float")] = []
+    exclude: Annotated[list[str], Meta(description="names of nodes (PyTorch: layers) to leave in float")] = []
+    format: Annotated[FORMATS, Meta(description=ABOUT_FORMAT)] = "onnx"
+    activations: Annotated[
+        Literal["int8", "float"],
+        Meta(description="format pytorch: round activations while running too, or store the weights as bytes only"),
+    ] = "int8"
 
 
 class QuantizeStatic(Parameters, frozen=True, tag="quantize-static"):
@@ -67,7 +90,10 @@ class QuantizeStatic(Parameters, frozen=True, tag="quantize-static"):
 def refuse_dynamic(
     variant: Variant, model: ModelInfo, hardware: Hardware, parameters: QuantizeDynamic | None
 ) -> str | None:
-    """Nothing but convolutions: they get slower, never faster."""
+    """The wrong format, or nothing but convolutions: they get slower, never faster."""
+    chosen = None if parameters is None else parameters.format
+    if variant.format != "onnx" or chosen == "pytorch":
+        return why_not("Dynamic INT8 quantization", variant, chosen)
     operators = set(model.operators)
     if operators and "Conv" in operators and not operators & {"MatMul", "Gemm", "LSTM", "Gather", "Attention"}:
         return (
@@ -98,7 +124,6 @@ def _already(variant: Variant) -> str | None:
     "Dynamic INT8 quantization",
     group="quantization",
     parameters=QuantizeDynamic,
-    needs=Needs.ONNX,
     packages=RUNTIME,
     expectation=EXPECTATION,
     refuse=refuse_dynamic,
@@ -106,45 +131,84 @@ def _already(variant: Variant) -> str | None:
 def quantize_dynamic(source: LoadedVariant, parameters: QuantizeDynamic, job: JobContext) -> list[VariantFiles]:
     """Store weights of matrix products, LSTM and embeddings as bytes; find activation ranges while running."""
     from ..context import VariantFiles
-    from ..graphs.dynamic_quantization import quantize_dynamically
+    from ..graphs.dynamic_search import Flavours
     from ..graphs.onnx_graph import is_portable, save_graph
+    from . import with_defaults
 
-    target = _target(job)
+    target = target_of(job)
+    if parameters.format == "pytorch":
+        kind: Literal["int8-dynamic", "int8-weights"] = (
+            "int8-dynamic" if parameters.activations == "int8" else "int8-weights"
+        )
+        return quantize_pytorch(source, job, kind, parameters.exclude, target.name)
     if target.device_class == "cuda":
         raise Refusal(f"Dynamic quantization is for CPUs: {target.name} has no kernel for it. Use quantize-static.")
-    job.progress(0, 3, "preparing the graph")
-    prepared = _prepared(source)
-    _refuse_quantized(prepared, source)
-    job.progress(1, 3, "quantizing weights")
-    result = quantize_dynamically(
-        prepared, target.weights_7_bit, parameters.per_channel, parameters.embeddings, frozenset(parameters.exclude)
-    )
-    _refuse_unknown(parameters.exclude, prepared)
+    job.progress(0, 10, "preparing the graph")
+    prepared = prepared_graph(source)
+    refuse_quantized(prepared, source)
+    refuse_unknown(parameters.exclude, prepared)
+    job.progress(1, 10, "quantizing weights")
+    flavours = Flavours(source.path, target.weights_7_bit, parameters.embeddings, frozenset(parameters.exclude))
+    result = flavours.make(prepared, parameters.attention, parameters.per_channel)
+    pinned = with_defaults(parameters) | {"search": "never"}
+    figures: dict[str, Any] = {}
+    if result is None:
+        raise Refusal(f"There is no attention in {source.record.name} that can be {parameters.attention}.")
     if not result.touched:
-        raise Refusal(_nothing(source, result.left))
+        raise Refusal(nothing_quantized(source, result.left))
+    if parameters.search == "fastest":
+        chosen, figures = _fastest(flavours, prepared, parameters, job)
+        result = chosen.result
+        pinned |= {"attention": chosen.attention, "per_channel": chosen.per_channel}
     files = save_graph(result.model, job.work / "model.onnx")
-    job.progress(2, 3, "comparing with the source")
-    figures: dict[str, Any] = {
+    job.progress(9.5, 10, "comparing with the source")
+    figures |= {
         "quantized_weight_share": round(result.share, 4),
         "weight_bits": 7 if target.weights_7_bit else 8,
     }
-    figures |= _compare(job, source.path, files[0])
+    figures |= compare_with_source(job, source.path, files[0])
     return [
         VariantFiles(
             format="onnx",
             files=files,
             changed=Changed(
-                summary=_summary(len(result.touched), result.left, result.share, target),
+                summary=summary_of(len(result.touched), result.left, result.share, target),
                 touched=tuple(result.touched),
-                left=_left(result.left),
+                left=left_of(result.left),
                 figures=figures,
             ),
+            parameters=pinned,
             parameter_count=source.record.parameter_count,
             macs=source.record.macs,
             portable=source.record.portable and is_portable(result.model),
             target=target.name,
         )
     ]
+
+
+def _fastest(
+    flavours: Any, prepared: Any, parameters: QuantizeDynamic, job: JobContext
+) -> tuple[Any, dict[str, float | str]]:
+    """(the flavour to keep, what each one gave), compared on calibration data where there is any."""
+    from ..graphs.dynamic_search import fastest
+
+    model, size = job.model, job.model.fixed_batch or 32
+    batches = list(model.calibration_batches(batch_size=size, limit=128)) if model.has_calibration_data else []
+    tried = fastest(
+        flavours,
+        prepared,
+        parameters.per_channel,
+        batches or [model.example(model.fixed_batch or 8, seed=seed) for seed in (1, 2)],
+        [model.example(count) for count in ([model.fixed_batch] if model.fixed_batch else job.spec.batch_sizes)],
+        job.spec.limit,
+        job.spec.threads,
+        lambda share, what: job.progress(1 + 8 * min(share, 1.0), 10, what),
+    )
+    for attempt in tried:
+        job.log(attempt.sentence())
+    if len(tried) < 2:
+        return tried[0], {}
+    return tried[0], {f"tried: {attempt.sentence().partition(':')[0]}": round(attempt.ratio, 3) for attempt in tried}
 
 
 @technique(
@@ -161,11 +225,11 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
     from ..graphs.sensitivity import Judge, search
     from ..graphs.static_recipe import Quantizer, Settings
 
-    target = _target(job)
+    target = target_of(job)
     job.progress(0, 10, "preparing the graph")
-    prepared = _prepared(source, for_static=True, half=target.float_type == "float16")
-    _refuse_quantized(prepared, source)
-    _refuse_unknown(parameters.exclude, prepared)
+    prepared = prepared_graph(source, for_static=True, half=target.float_type == "float16")
+    refuse_quantized(prepared, source)
+    refuse_unknown(parameters.exclude, prepared)
     batches, synthetic = _calibration(job, parameters)
     job.log(f"Calibrating on {'made-up inputs' if synthetic else 'real samples'}; target {target.name}.")
     settings = Settings(
@@ -190,7 +254,7 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
     if parameters.search == "never":
         result = quantizer.quantize()
         if not result.touched:
-            raise Refusal(_nothing(source, result.left))
+            raise Refusal(nothing_quantized(source, result.left))
         return [_static_variant(source, parameters, job, target, result, figures, None, (), "")]
     judge = Judge(prepared, batches, job.spec.threads)
     front = search(
@@ -202,7 +266,7 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
         parameters.search == "always",
     )
     if not front:
-        raise Refusal(_nothing(source, quantizer.quantize().left))
+        raise Refusal(nothing_quantized(source, quantizer.quantize().left))
     variants = []
     for found in front:
         answers = found.answers
@@ -263,16 +327,16 @@ def _static_variant(
         "quantized_nodes": len(result.touched),
         "absorbed_activations": result.absorbed,
         **figures,
-        **_compare(job, source.path, files[0]),
+        **compare_with_source(job, source.path, files[0]),
     }
-    summary = _summary(len(result.touched), result.left, result.share, target) + note
+    summary = summary_of(len(result.touched), result.left, result.share, target) + note
     if figures["synthetic_calibration"]:
         summary += "; calibrated on made-up inputs, so its accuracy says nothing about real ones"
     pinned = with_defaults(parameters) | {"search": "never", "exclude": [*parameters.exclude, *in_float]}
     return VariantFiles(
         format="onnx",
         files=files,
-        changed=Changed(summary=summary, touched=tuple(result.touched), left=_left(result.left), figures=figures),
+        changed=Changed(summary=summary, touched=tuple(result.touched), left=left_of(result.left), figures=figures),
         label=label,
         parameters=pinned,
         parameter_count=source.record.parameter_count,
@@ -280,22 +344,6 @@ def _static_variant(
         portable=source.record.portable and is_portable(result.model),
         target=target.name,
     )
-
-
-def _prepared(source: LoadedVariant, for_static: bool = False, half: bool = False) -> Any:
-    from ..graphs.preparation import LEAST_OPSET, OpsetTooOld, prepare
-
-    try:
-        return prepare(source.path, for_static, 19 if half else LEAST_OPSET)  # from 19 on, pairs can stand in FP16
-    except OpsetTooOld as error:
-        raise Refusal(f"{source.record.name} cannot be quantized: {error}.") from None
-
-
-def _target(job: JobContext) -> Target:
-    try:
-        return resolve_target(job.spec.task.target, job.spec.processor)  # type: ignore[union-attr]
-    except ValueError as error:
-        raise Refusal(str(error)) from None
 
 
 def _calibration(job: JobContext, parameters: QuantizeStatic) -> tuple[list[dict[str, Any]], bool]:
@@ -312,46 +360,3 @@ def _calibration(job: JobContext, parameters: QuantizeStatic) -> tuple[list[dict
             '(or calibration_data = "calib.npz" for an .onnx), or set synthetic = true.'
         )
     return [model.example(size, seed=seed) for seed in range(max(1, min(parameters.samples, 256) // size))], True
-
-
-def _compare(job: JobContext, source: Any, quantized: Any) -> dict[str, float]:
-    """Distance of the quantized outputs from the source's, on a few inputs."""
-    from ..graphs.verification import compare_outputs, run_graph
-
-    batches = [job.model.example(job.model.fixed_batch or 8, seed=seed) for seed in (1, 2)]
-    try:
-        found = compare_outputs(run_graph(source, batches), run_graph(quantized, batches))
-    except ValueError as error:
-        raise Refusal(f"The quantized graph is broken: {error}.") from None
-    return {"cosine": round(found.cosine, 6), "sqnr_db": round(min(found.sqnr_db, 200.0), 2)}
-
-
-def _refuse_quantized(prepared: Any, source: LoadedVariant) -> None:
-    known = {"QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeLSTM", "MatMulInteger", "QLinearConv"}
-    if any(node.op_type in known for node in prepared.graph.node):
-        raise Refusal(f"{source.record.name} is quantized already: start from the variant it was made from.")
-
-
-def _refuse_unknown(excluded: list[str], prepared: Any) -> None:
-    names = {node.name for node in prepared.graph.node}
-    missing = [name for name in excluded if name not in names]
-    if missing:
-        raise Refusal(f"There is no node {missing[0]!r} to exclude in this graph.")
-
-
-def _nothing(source: LoadedVariant, left: dict[str, str]) -> str:
-    """Why nothing was quantized, from the reasons of the nodes that were looked at."""
-    reasons = sorted(set(left.values()), key=lambda reason: -list(left.values()).count(reason))
-    because = "; ".join(reasons[:3]) or "it has no convolution, matrix product or LSTM with constant weights"
-    return f"Nothing in {source.record.name} could be quantized: {because}."
-
-
-def _summary(touched: int, left: dict[str, str], share: float, target: Target) -> str:
-    text = f"{touched} nodes quantized for {target.name}, {share:.0%} of the weights"
-    if share < MOST_WEIGHTS:
-        text += f" — only a part: {len(left)} nodes stay in float" if left else " — only a part"
-    return text
-
-
-def _left(left: dict[str, str]) -> tuple[Left, ...]:
-    return tuple(Left(name=name, reason=reason) for name, reason in left.items())

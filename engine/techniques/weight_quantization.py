@@ -14,7 +14,8 @@ from msgspec import Meta
 
 from ..protocol import Hardware, Left, ModelInfo, Variant
 from ..targets import Target, resolve_target
-from . import Changed, Needs, Parameters, Refusal, technique, with_defaults
+from . import Changed, Parameters, Refusal, technique, with_defaults
+from .pytorch_weights import ABOUT_FORMAT, FORMATS, quantize_pytorch, why_not
 
 if TYPE_CHECKING:
     from ..context import JobContext, LoadedVariant, VariantFiles
@@ -70,11 +71,15 @@ class QuantizeInt4(Parameters, frozen=True, tag="quantize-int4"):
     ] = "auto"
     embeddings: Annotated[bool, Meta(description="put the rows of embedding tables into 4 bits too")] = True
     samples: Annotated[int, Meta(ge=1, le=100_000, description="how many samples GPTQ and the choice look at")] = 128
-    exclude: Annotated[list[str], Meta(description="names of nodes to leave in float")] = []
+    exclude: Annotated[list[str], Meta(description="names of nodes (PyTorch: layers) to leave in float")] = []
+    format: Annotated[FORMATS, Meta(description=ABOUT_FORMAT)] = "onnx"
 
 
 def refuse_int4(variant: Variant, model: ModelInfo, hardware: Hardware, parameters: QuantizeInt4 | None) -> str | None:
-    """Nothing but layers without a 4-bit kernel, a variant that is quantized, or GPTQ without data."""
+    """The wrong format, layers without a 4-bit kernel, a variant that is quantized, or GPTQ without data."""
+    chosen = None if parameters is None else parameters.format
+    if variant.format != "onnx" or chosen == "pytorch":
+        return why_not("INT4 weights", variant, chosen)
     operators = set(model.operators)
     if operators and not operators & {"MatMul", "Gemm", "Gather", "Attention"}:
         return (
@@ -99,7 +104,6 @@ def refuse_int4(variant: Variant, model: ModelInfo, hardware: Hardware, paramete
     "INT4 weights",
     group="quantization",
     parameters=QuantizeInt4,
-    needs=Needs.ONNX,
     packages=(("onnxruntime", "pip install 'trimtab[cpu]'"),),
     complexity="medium",
     expectation=EXPECTATION,
@@ -112,6 +116,8 @@ def quantize_int4(source: LoadedVariant, parameters: QuantizeInt4, job: JobConte
     from ..graphs.onnx_graph import is_portable, save_graph
 
     target = _target(job)
+    if parameters.format == "pytorch":
+        return quantize_pytorch(source, job, "int4-weights", parameters.exclude, target.name, parameters.block_size)
     form, symmetric = _form(parameters, target), parameters.symmetric or target.name == "tensorrt"
     job.progress(0, 10, "preparing the graph")
     plan = _planned(source, parameters, form)
