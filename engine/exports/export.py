@@ -30,8 +30,8 @@ from .report import report
 CARRY_BYTES = 100_000_000
 """A model file, or its data, that is bigger is not copied; the recipe then names where it is."""
 
-INT8_TECHNIQUES = ("quantize-dynamic", "quantize-static", "quantize-aware-training", "quantize-int4")
-"""After one of these a variant's answers depend on the class of processor."""
+INT8_TECHNIQUES = ("quantize-dynamic", "quantize-static", "quantize-aware-training")
+"""After one of these a variant's answers depend on the class of processor (4-bit products never saturate)."""
 
 
 def export_variants(session: Session, variants: Sequence[Variant], to: str | Path, overwrite: bool = False) -> Exported:

@@ -1,8 +1,8 @@
 """The main cause of a difference in speed, as one sentence with numbers, from the two profiles.
 
 Each possible cause is given the milliseconds it accounts for; the largest is named. Kinds: "too-small", "unfused",
-"signed-operands", "slow-integers", "conversions", "casts", "float-operators", "integer-kernels", "less-work",
-"fusion", "runtime", "same-operators", "operators". Pure: the profiles go in, the words come out.
+"signed-operands", "unpacked-weights", "slow-integers", "conversions", "casts", "float-operators", "integer-kernels",
+"less-work", "fusion", "runtime", "same-operators", "operators". Pure: the profiles go in, the words come out.
 """
 
 from __future__ import annotations
@@ -78,6 +78,9 @@ def main_cause(before: Side, after: Side, speedup: Ratio, unfused: Collection[Un
             costly = first.milliseconds >= UNFUSED_SHARE * after.latency_ms
             if first.kind == "unfused" and costly and 2 * len(unfused) >= _total_products(after, unfused):
                 return first
+            packed = next((one for one in hindrances if one.kind == "unpacked-weights"), None)
+            if packed is not None and packed.milliseconds >= UNFUSED_SHARE * after.latency_ms:
+                return packed
             return max(hindrances, key=lambda one: one.milliseconds)
         return _integer_gain(before, after, hindrances)
     if not gained and (cause := _casts(before, after)):
@@ -150,6 +153,7 @@ def _integer_hindrances(before: Side, after: Side, unfused: Collection[Unfused],
                 f"pairs, of {_ms(after.latency_ms)}; reason for {'all' if count == len(unfused) else count}: {reason}.",
             )
         )
+    found += _unpacked_weights(before, after)
     integers = [one for one in after.operators if one.precision in INTEGERS]
     integer_ms = sum(one.time_ms for one in integers)
     was_ms = _time_before(before, integers)
@@ -166,7 +170,12 @@ def _integer_hindrances(before: Side, after: Side, unfused: Collection[Unfused],
                 "Quantize activations as uint8 for a CPU.",
             )
         )
-    elif integers and machine.device == "cpu" and no_gain and not {"vnni", "dotprod"} & set(machine.features):
+    elif (
+        any(one.precision == "int8" for one in integers)
+        and machine.device == "cpu"
+        and no_gain
+        and not {"vnni", "dotprod"} & set(machine.features)
+    ):
         found.append(
             Cause(
                 "slow-integers",
@@ -194,6 +203,23 @@ def _integer_hindrances(before: Side, after: Side, unfused: Collection[Unfused],
     if floats:
         found.append(_float_operators(before, after, floats, was_ms))
     return found
+
+
+def _unpacked_weights(before: Side, after: Side) -> list[Cause]:
+    """Products with 4-bit weights that take longer than float ones: they pay where reading weights takes the time."""
+    packed = [one for one in after.operators if one.precision == "int4"]
+    spent, was = sum(one.time_ms for one in packed), _time_before(before, packed)
+    if not packed or was is None or spent <= was / LITTLE_GAIN:
+        return []
+    kind, _, count = _slowest_kind(packed)
+    return [
+        Cause(
+            "unpacked-weights",
+            spent,
+            f"{count} {kind} unpack their 4-bit weights in every call: {_ms(spent)} against {_ms(was)} in float. It "
+            "pays where reading weights takes the time: few rows (small batches), large matrices.",
+        )
+    ]
 
 
 def _float_operators(before: Side, after: Side, floats: list[OperatorTime], was_ms: float | None) -> Cause:
@@ -254,6 +280,7 @@ _LEFT = {
     "unfused": "in quantized operators that were not fused",
     "signed-operands": "in signed products",
     "slow-integers": "in the integer operators",
+    "unpacked-weights": "in products that unpack their weights",
     "conversions": "converting",
     "float-operators": "in operators that stayed in float",
 }

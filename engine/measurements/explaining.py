@@ -133,7 +133,7 @@ def missing_features(job: JobContext, runtime: str, operators: tuple[OperatorTim
         return _missing_on_gpu(job.spec.device, used)
     have = set(job.spec.processor.features)
     missing: dict[str, str] = {}
-    if used & INTEGERS:
+    if "int8" in used:
         if have & {"neon"}:
             if "dotprod" not in have:
                 missing["dotprod"] = "This CPU has no dot product of bytes: INT8 is hardly faster than FP32."

@@ -176,7 +176,7 @@ def _precision(kind: str, types: list[str]) -> str | None:
     """What a kernel computes in, from its name and the types it reads."""
     if kind in CONVERSIONS:
         return "conversion"
-    if kind == "MatMulNBits":
+    if kind in ("MatMulNBits", "GatherBlockQuantized"):
         return "int4"
     if kind in INTEGER_KERNELS or (types and types[0] in ("uint8", "int8") and kind != "Cast"):
         return "int8"

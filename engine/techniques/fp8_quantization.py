@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
 
-from ..protocol import Hardware, Left, ModelInfo, Variant
-from ..targets import Target, resolve_target
+from ..protocol import Hardware, ModelInfo, Variant
+from ..targets import Target
 from . import Changed, Needs, Parameters, Refusal, technique
+from .quantized_graphs import left_of, nothing_quantized, refuse_quantized, refuse_unknown, target_of
 
 if TYPE_CHECKING:
     from ..context import JobContext, LoadedVariant, VariantFiles
@@ -134,7 +135,7 @@ def quantize_fp8(source: LoadedVariant, parameters: QuantizeFp8, job: JobContext
             changed=Changed(
                 summary=summary,
                 touched=tuple(one.node for one in plan.anchors),
-                left=tuple(Left(name=name, reason=reason) for name, reason in plan.left.items()),
+                left=left_of(plan.left),
                 figures=figures,
             ),
             parameter_count=source.record.parameter_count,
@@ -149,10 +150,7 @@ def _target(job: JobContext) -> Target:
     """TensorRT, and no GPU here that is known to be too old for it."""
     import torch
 
-    try:
-        target = resolve_target(job.spec.task.target, job.spec.processor)  # type: ignore[union-attr]
-    except ValueError as error:
-        raise Refusal(str(error)) from None
+    target = target_of(job)
     if target.runtime != "tensorrt":
         why = f"the target {target.name} is {target.description.partition(':')[0]}"
         raise Refusal(no_fp8(f"{why}. To make the file for such a GPU, choose the target tensorrt"))
@@ -173,20 +171,15 @@ def _planned(source: LoadedVariant, parameters: QuantizeFp8) -> Any:
         prepared = prepare(source.path, least_opset=OPSET)
     except OpsetTooOld as error:
         raise Refusal(f"{name} cannot be quantized: {error}.") from None
+    refuse_quantized(prepared, source)
     if not is_portable(prepared):
         raise Refusal(
             f"{name} has operators that only ONNX Runtime knows, not TensorRT: start from an earlier variant."
         )
-    if any("QuantizeLinear" in node.op_type or "Integer" in node.op_type for node in prepared.graph.node):
-        raise Refusal(f"{name} is quantized already: start from the variant it was made from.")
-    known = {node.name for node in prepared.graph.node}
-    if missing := [node for node in parameters.exclude if node not in known]:
-        raise Refusal(f"There is no node {missing[0]!r} to exclude in this graph.")
+    refuse_unknown(parameters.exclude, prepared)
     plan = plan_fp8(prepared, parameters.attention, frozenset(parameters.exclude))
     if not any(one.weight for one in plan.anchors):
-        reasons = list(dict.fromkeys(plan.left.values()))
-        because = "; ".join(reasons[:3]) or "it has no convolution and no matrix product with constant weights"
-        raise Refusal(f"Nothing in {name} can be FP8: {because}.")
+        raise Refusal(nothing_quantized(source, plan.left))
     return plan
 
 

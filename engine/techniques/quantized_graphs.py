@@ -47,7 +47,10 @@ def compare_with_source(job: JobContext, source: Any, quantized: Any) -> dict[st
 
 
 def refuse_quantized(prepared: Any, source: LoadedVariant) -> None:
-    known = {"QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeLSTM", "MatMulInteger", "QLinearConv"}
+    known = {
+        "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeLSTM", "MatMulInteger",
+        "QLinearConv", "MatMulNBits", "GatherBlockQuantized",
+    }  # fmt: skip
     if any(node.op_type in known for node in prepared.graph.node):
         raise Refusal(f"{source.record.name} is quantized already: start from the variant it was made from.")
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
 
-from ..protocol import Hardware, Left, ModelInfo, Variant
-from ..targets import Target, resolve_target
+from ..protocol import Hardware, ModelInfo, Variant
+from ..targets import Target
 from . import Changed, Parameters, Refusal, technique, with_defaults
 from .pytorch_weights import ABOUT_FORMAT, FORMATS, quantize_pytorch, why_not
+from .quantized_graphs import MOST_WEIGHTS, left_of, nothing_quantized, refuse_quantized, refuse_unknown, target_of
 
 if TYPE_CHECKING:
     from ..context import JobContext, LoadedVariant, VariantFiles
@@ -26,19 +27,11 @@ EXPECTATION = "size 12.5 %, 3–6× faster, 1–3 % loss; on a CPU faster for fe
 LEAST_SHARE = 0.1
 """Below this share of the weights the file hardly gets smaller: refused."""
 
-MOST_WEIGHTS = 0.9
-"""Below this share of quantized weights the summary says so."""
-
 HELD_OUT = 4
 """One calibration batch in so many judges the methods; the others are what GPTQ learns from."""
 
 MADE_UP_BATCH = 8
 """Samples in a batch of example inputs, where there is no calibration data to judge by."""
-
-QUANTIZED_OPERATORS = {
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "MatMulNBits",
-}  # fmt: skip
-"""Any of these in a graph: it is quantized already."""
 
 
 class QuantizeInt4(Parameters, frozen=True, tag="quantize-int4"):
@@ -115,7 +108,7 @@ def quantize_int4(source: LoadedVariant, parameters: QuantizeInt4, job: JobConte
     from ..graphs.int4_quantization import choose_blocks, write_int4
     from ..graphs.onnx_graph import is_portable, save_graph
 
-    target = _target(job)
+    target = target_of(job)
     if parameters.format == "pytorch":
         return quantize_pytorch(source, job, "int4-weights", parameters.exclude, target.name, parameters.block_size)
     form, symmetric = _form(parameters, target), parameters.symmetric or target.name == "tensorrt"
@@ -166,7 +159,7 @@ def quantize_int4(source: LoadedVariant, parameters: QuantizeInt4, job: JobConte
             changed=Changed(
                 summary=_summary(written, plan, best, parameters, target),
                 touched=tuple(written.touched),
-                left=tuple(Left(name=name, reason=reason) for name, reason in written.left.items()),
+                left=left_of(written.left),
                 figures=figures,
             ),
             parameters=with_defaults(parameters) | pinned,
@@ -176,13 +169,6 @@ def quantize_int4(source: LoadedVariant, parameters: QuantizeInt4, job: JobConte
             target=target.name,
         )
     ]
-
-
-def _target(job: JobContext) -> Target:
-    try:
-        return resolve_target(job.spec.task.target, job.spec.processor)  # type: ignore[union-attr]
-    except ValueError as error:
-        raise Refusal(str(error)) from None
 
 
 def _form(parameters: QuantizeInt4, target: Target) -> Literal["matmul-nbits", "qdq"]:
@@ -204,16 +190,11 @@ def _planned(source: LoadedVariant, parameters: QuantizeInt4, form: Literal["mat
         prepared = prepare(source.path, least_opset=BLOCK_OPSET if form == "qdq" else LEAST_OPSET)
     except OpsetTooOld as error:
         raise Refusal(f"{name} cannot be quantized: {error}.") from None
-    if any(node.op_type in QUANTIZED_OPERATORS for node in prepared.graph.node):
-        raise Refusal(f"{name} is quantized already: start from the variant it was made from.")
-    known = {node.name for node in prepared.graph.node}
-    if missing := [node for node in parameters.exclude if node not in known]:
-        raise Refusal(f"There is no node {missing[0]!r} to exclude in this graph.")
+    refuse_quantized(prepared, source)
+    refuse_unknown(parameters.exclude, prepared)
     plan = plan_int4(prepared, form, parameters.embeddings, frozenset(parameters.exclude))
     if not plan.products and not plan.tables:
-        reasons = sorted(set(plan.left.values()), key=lambda reason: -list(plan.left.values()).count(reason))
-        because = "; ".join(reasons[:3]) or "it has no matrix product with constant weights"
-        raise Refusal(f"Nothing in {name} can be put into 4 bits: {because}.")
+        raise Refusal(nothing_quantized(source, plan.left))
     share = plan.planned_elements / plan.total_elements
     if share < LEAST_SHARE:
         found = ", ".join([one.node for one in plan.products] + [table.node for table in plan.tables][:3])
