@@ -160,6 +160,18 @@ def test_for_tensorrt_the_graph_is_fp16_with_symmetric_standard_blocks(transform
         apply(transformer, "quantize-int4", tmp_path, target="tensorrt", form="matmul-nbits")
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_openvino_reads_the_standard_form(transformer, tmp_path, symmetric):
+    pytest.importorskip("openvino")
+    from engine.runtimes import load
+
+    made = apply(transformer, "quantize-int4", tmp_path, form="qdq", method="rtn", symmetric=symmetric)
+    batch = transformer.model.example(5, seed=3)
+    outputs = [load(made, runtime, threads=1).run(batch) for runtime in ("openvino", "onnxruntime")]
+    (first,), (second,) = (list(found.values()) for found in outputs)
+    assert np.corrcoef(first.ravel(), second.ravel())[0, 1] > 0.999
+
+
 def test_nodes_can_be_left_in_float(transformer, tmp_path):
     full = apply(transformer, "quantize-int4", tmp_path, method="rtn")
     name = full.record.changed.touched[0]
