@@ -84,7 +84,7 @@ class BatchExecutor:
         with self._lock:
             expired = self._expire(clock())
             following = self._queue.next_deadline()
-        self._hand_back(expired)
+        self.hand_back(expired)
         return following
 
     # --- control ---------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ class BatchExecutor:
                 self._end(request, REJECTED, RequestTooLarge(reason), now)
             self._start_instances()
             self._wake_all()
-        self._hand_back(misfits)
+        self.hand_back(misfits)
 
     def add_copy(self, run: Run) -> None:
         """One more model for a policy with more instances; only where copies were given to begin with."""
@@ -144,7 +144,7 @@ class BatchExecutor:
             self._paused = False
             waiting = [] if drain else self._close_queue(reason)
             self._wake_all()
-        self._hand_back(waiting)
+        self.hand_back(waiting)
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the threads to end after `close`. False if one still runs; its requests are delivered now."""
@@ -162,14 +162,16 @@ class BatchExecutor:
                     if request.status != CLOSED:
                         reason = BatcherClosed("the batcher was shut down while the model ran")
                         self._end(request, CLOSED, reason, clock())
-            self._hand_back(abandoned)
+            self.hand_back(abandoned)
         return not hung
 
     # --- for the instances (all but `finish` under the lock) --------------------------------------
 
     def next_batch(self, instance: "_Instance") -> Batch | None:
-        """Wait for this instance's next batch; None: the instance is to end."""
-        expired: list[Request] = []
+        """Wait for this instance's next batch; None: the instance is to end.
+
+        What it has finished is delivered before it waits or ends; else it is still to be handed back.
+        """
         batch: Batch | None = None
         with self._lock:
             while True:
@@ -177,7 +179,7 @@ class BatchExecutor:
                     self._instances.remove(instance)
                     break
                 now = clock()
-                expired += self._expire(now)
+                instance.ended += self._expire(now)
                 look_again = FOREVER
                 if not self._paused:
                     batch, look_again = self._queue.take(now, self._policy_now(), len(self._sleepers) > 0)
@@ -186,35 +188,32 @@ class BatchExecutor:
                     instance.running = batch.requests
                     if self._queue.count and self._sleepers:
                         self._wake(self._sleepers[-1])
-                    break
+                    return batch
                 if self._closing:
                     break
-                if expired:  # deliver before sleeping
+                if instance.ended:  # deliver before sleeping
                     self._lock.release()
-                    self._hand_back(expired)
-                    expired = []
+                    instance.hand_back()
                     self._lock.acquire()
                     continue
                 self._sleep(instance, min(look_again, self._queue.next_deadline()), now)
-        self._hand_back(expired)
-        return batch
+        instance.hand_back()
+        return None
 
     def finish(self, instance: "_Instance", runs: list[Batch], queue_seconds: list[float]) -> None:
-        """Record the runs that a batch took and deliver its requests."""
+        """Record the runs that a batch took; its requests are the instance's to hand back."""
         now = clock()
-        done: list[Request] = []
         with self._lock:
             if not instance.abandoned:
                 for batch, waited in zip(runs, queue_seconds):
                     self.statistics.ran(batch, waited)
                     if batch.requests[0].status == COMPLETED:
                         self._queue.times.record(batch.rows, batch.finished - batch.taken)
-                done = instance.running
-                statuses = [request.status for request in done]
+                statuses = [request.status for request in instance.running]
                 for status in set(statuses):
                     self.statistics.left(now, status, statuses.count(status))
+                instance.ended += instance.running
             instance.running = []
-        self._hand_back(done)
 
     def break_down(self, reason: str) -> None:
         """The model ended its thread (SystemExit, KeyboardInterrupt): accept nothing more, and say so."""
@@ -247,7 +246,8 @@ class BatchExecutor:
         request.status, request.error, request.inputs = status, error, None
         self.statistics.left(now, status)
 
-    def _hand_back(self, requests: list[Request]) -> None:
+    def hand_back(self, requests: list[Request]) -> None:
+        """Deliver requests that have ended. Never under the lock."""
         if requests:
             self._deliver(requests)
 
@@ -307,6 +307,8 @@ class _Instance:
         """Taken while there is no reason to wake up."""
         self.token.acquire()
         self.running: list[Request] = []
+        self.ended: list[Request] = []
+        """To be handed back: when the next batch is ready to run, or before this thread sleeps or ends."""
         self.abandoned = False
         self._executor = executor
         self.run = run
@@ -317,6 +319,15 @@ class _Instance:
         self.abandoned = True
         requests, self.running = self.running, []
         return requests
+
+    def hand_back(self) -> None:
+        """Deliver what has ended.
+
+        Whoever is woken by it wants the interpreter. So it is done at the last moment before the model is called,
+        which gives the interpreter up: the model runs while the callers take their answers, not after.
+        """
+        ended, self.ended = self.ended, []
+        self._executor.hand_back(ended)
 
     def _work(self) -> None:
         executor = self._executor
@@ -339,6 +350,7 @@ class _Instance:
                 run.requests = []  # else a cycle (each request knows its batch) keeps the arrays until a collection
             del batch
             if fatal is not None:
+                self.hand_back()
                 executor.break_down(f"the model ended its thread with {type(fatal).__name__}")
                 return
 
@@ -348,7 +360,10 @@ class _Instance:
         runs.append(batch)
         waited.append(len(requests) * batch.taken - sum([request.arrival for request in requests]))
         try:
-            inputs = join(requests)
+            try:
+                inputs = join(requests)
+            finally:
+                self.hand_back()
             batch.started = clock()
             outputs = self.run(inputs)
             batch.finished = clock()

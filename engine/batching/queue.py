@@ -43,7 +43,7 @@ class Batch:
 
     def __init__(self, requests: list["Request"], rows: int, taken: float, depth: int) -> None:
         self.requests = requests
-        """Empty once it was delivered."""
+        """Empty once its figures were recorded."""
         self.rows = rows
         self.taken = taken
         """When an instance was free for it: the end of queueing."""

@@ -14,7 +14,7 @@ from engine.batching import (
     DynamicBatcher,
 )
 from engine.batching.executor import BatchExecutor
-from engine.batching.queue import COMPLETED, Request
+from engine.batching.queue import COMPLETED, QUEUED, TAKEN, Request
 
 
 async def test_every_caller_gets_its_own_rows_under_mixed_load() -> None:
@@ -119,6 +119,39 @@ async def test_what_a_batch_left_behind_wakes_the_next_instance() -> None:
         model.open.set()
         await soon(asyncio.gather(small, large))
     assert sorted(model.sizes) == [3, 8]
+
+
+def test_answers_are_handed_out_while_the_next_batch_runs_and_at_once_when_there_is_none() -> None:
+    """Callers that wake up want the interpreter: were they woken before, the model would wait for them."""
+    requests = [Request(rows(number), 1, ("x",), tag=number) for number in range(3)]
+    events: list[Any] = []
+
+    def deliver(ended: list[Request]) -> None:
+        events.extend(("answered", request.tag, [other.status for other in requests]) for request in ended)
+
+    def model(inputs: Arrays) -> Arrays:
+        events.append(("run", int(inputs["x"][0, 0])))
+        return double(inputs)
+
+    executor = BatchExecutor(model, BatchPolicy(max_batch_size=1), deliver)
+    try:
+        executor.pause()
+        for request in requests:
+            executor.submit(request)
+        executor.resume()
+        wait_for(lambda: len(events) == 6)
+    finally:
+        executor.close(drain=True)
+        assert executor.join(10)
+    done, taken, waits = COMPLETED, TAKEN, QUEUED
+    assert events == [
+        ("run", 0),
+        ("answered", 0, [done, taken, waits]),
+        ("run", 1),
+        ("answered", 1, [done, done, taken]),
+        ("run", 2),
+        ("answered", 2, [done, done, done]),
+    ]
 
 
 def test_a_wake_up_in_the_moment_the_time_runs_out_is_neither_lost_nor_left_over() -> None:
