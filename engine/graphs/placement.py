@@ -8,6 +8,10 @@ wrong place costs time and brings nothing. Three kinds of node follow from that:
 - *carriers* (Add, pooling, Reshape, …) work on integers only if all they read is integers already.
 - everything else stays in float.
 
+An Add or a Mul with one number counts as a carrier: the number becomes an integer too. So does HardSigmoid: its
+factor goes into the scale it reads with, its addend is such a number, and the range of an unsigned result from 0 to
+1 clamps it. With the Mul behind it, that is HardSwish in integers.
+
 A ReLU or a Clip behind an anchor or an Add disappears: the range of an unsigned activation that starts at zero
 and ends at the clip clamps in the same way, and ONNX Runtime does not drop a Clip itself.
 On GPUs (symmetric targets) pairs stand only before anchors and on the short cut of a residual Add, because
@@ -29,7 +33,7 @@ FLOAT = onnx.TensorProto.FLOAT
 SAME_SCALE = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity"}
 """Carriers that only move or choose numbers: what comes out has the scale of what goes in."""
 
-OWN_SCALE = {"Add", "Mul", "GlobalAveragePool", "AveragePool", "Concat", "Sigmoid", "LeakyRelu"}
+OWN_SCALE = {"Add", "Mul", "GlobalAveragePool", "AveragePool", "Concat", "Sigmoid", "LeakyRelu", "HardSigmoid"}
 """Carriers that compute: what comes out has its own range."""
 
 ANCHORS = {"Conv", "Gemm", "MatMul"}
@@ -69,6 +73,10 @@ class Plan:
     """Values that come out of an absorbed ReLU or Clip: their range starts at zero."""
     upper_bound: dict[str, float] = dataclasses.field(default_factory=dict)
     """Value → the Clip's upper end, above which its range must not reach."""
+    fixed: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    """Value → the range it has by what it is, whatever was seen."""
+    numbers: set[str] = dataclasses.field(default_factory=set)
+    """Constants of one number that a carrier reads, to be written as integers."""
     left: dict[str, str] = dataclasses.field(default_factory=dict)
     """Node name → reason, for nodes with weights and for carriers on the border."""
 
@@ -148,6 +156,9 @@ def _place_for_cpu(graph: Graph, plan: Plan, excluded: Collection[str]) -> None:
                 plan.integer_values.add(output)
         elif node.op_type in SAME_SCALE | OWN_SCALE:
             data = list(node.input) if node.op_type in ("Add", "Mul", "Concat") else [node.input[0]]
+            numbers = _numbers(graph, node) if node.op_type in ("Add", "Mul") else []
+            if len(numbers) < len(data):
+                data = [name for name in data if name not in numbers]
             known = [name in plan.integer_values for name in data]
             if not all(known) or (len(node.output) > 1 and any(node.output[1:])):
                 if any(known) and node.op_type in ("Add", "Mul", "Concat"):
@@ -161,9 +172,18 @@ def _place_for_cpu(graph: Graph, plan: Plan, excluded: Collection[str]) -> None:
                 plan.same_scale[output] = plan.same_scale.get(data[0], data[0])
             else:
                 output = _absorb(graph, plan, node) if node.op_type in ("Add", "Mul") else node.output[0]
+            if node.op_type == "HardSigmoid":
+                plan.fixed[output] = (0.0, 1.0)
+            plan.numbers.update(name for name in numbers if name not in data)
             plan.carriers[node.name] = output
             plan.integer_values.add(output)
     _drop_idle_carriers(graph, plan)
+
+
+def _numbers(graph: Graph, node: onnx.NodeProto) -> list[str]:
+    """The inputs that are constants of one finite number, which a byte and a scale represent exactly."""
+    values = {name: graph.scalar(name) for name in node.input}
+    return [name for name, value in values.items() if value is not None and np.isfinite(value)]
 
 
 def _behind(graph: Graph, output: str) -> str:

@@ -17,6 +17,7 @@ import onnx.version_converter
 import onnxruntime
 from onnx import helper
 
+from .affine_folding import fold_affine
 from .onnx_graph import Graph, all_nodes, attribute, load_graph
 from .shape_folding import fold_shapes
 
@@ -34,11 +35,16 @@ class OpsetTooOld(Exception):
 
 
 def prepare(
-    path: Path, for_static: bool = False, least_opset: int = LEAST_OPSET, keep_transposes: bool = False
+    path: Path,
+    for_static: bool = False,
+    least_opset: int = LEAST_OPSET,
+    keep_transposes: bool = False,
+    fold: bool = False,
 ) -> onnx.ModelProto:
     """The graph at `path`, cleaned. `for_static` also turns means over all of an image into GlobalAveragePool.
 
     `keep_transposes`: leave them where the exporter put them, which is where `fuse_attention` looks for them.
+    `fold`: take factors and addends into the weights around them, and hard activations apart (`affine_folding`).
     Raises OpsetTooOld for graphs of before 2020 that cannot be brought up to date.
     """
     with tempfile.TemporaryDirectory() as directory:
@@ -61,6 +67,9 @@ def prepare(
     name_nodes(model)
     model = with_shapes(model)
     fold_shapes(model)
+    if fold:
+        fold_affine(model)
+        name_nodes(model)
     used = {node.domain for node in all_nodes(model.graph)} | {"", "ai.onnx"}
     kept = [entry for entry in model.opset_import if entry.domain in used]  # ONNX Runtime lists all it knows
     del model.opset_import[:]
@@ -104,19 +113,26 @@ def name_nodes(model: onnx.ModelProto) -> None:
 
 
 def _means_to_pooling(model: onnx.ModelProto) -> None:
-    """ReduceMean over both axes of a picture → GlobalAveragePool, which has an integer kernel."""
+    """ReduceMean over both axes of a picture → GlobalAveragePool (and Flatten), which has an integer kernel."""
     graph = Graph(model)
-    for node in graph.proto.node:
-        if node.op_type != "ReduceMean" or not attribute(node, "keepdims", 1):
+    for node in list(graph.proto.node):
+        if node.op_type != "ReduceMean":
             continue
         axes = attribute(node, "axes")
         if axes is None and len(node.input) > 1:
             constant = graph.constant(node.input[1])
             axes = None if constant is None else constant.tolist()
         shape = _rank_four(graph, node.input[0])
-        if shape and axes is not None and sorted(axis % 4 for axis in np.ravel(axes).tolist()) == [2, 3]:
-            pooled = helper.make_node("GlobalAveragePool", [node.input[0]], [node.output[0]], node.name)
-            node.CopyFrom(pooled)
+        if not shape or axes is None or sorted(axis % 4 for axis in np.ravel(axes).tolist()) != [2, 3]:
+            continue
+        value, mean = node.input[0], node.output[0]
+        pooled = mean if attribute(node, "keepdims", 1) else graph.unique(f"{mean}_pooled")
+        if pooled != mean:
+            flat = helper.make_node("Flatten", [pooled], [mean], graph.unique(f"{node.name}/Flatten"), axis=1)
+            graph.proto.node.append(flat)
+        node.CopyFrom(helper.make_node("GlobalAveragePool", [value], [pooled], node.name))
+    graph.reindex()
+    graph.sort()
 
 
 def _rank_four(graph: Graph, name: str) -> bool:

@@ -89,12 +89,15 @@ def write_quantized(
         _write_pair(graph, plan, value, scales[plan.same_scale.get(value, value)], new_nodes)
     graph.proto.node.extend(new_nodes)
     graph.reindex()
+    _write_numbers(graph, plan, nodes)
     graph.sort()
     return written
 
 
 def within_bounds(plan: Plan, name: str, found: Range) -> Range:
     """The range of a value, cut where a ReLU or Clip that was taken over clamps."""
+    if name in plan.fixed:
+        return Range(*plan.fixed[name])
     if name in plan.upper_bound:
         return Range(0.0, min(found.high, plan.upper_bound[name]))
     if name in plan.absorbed_outputs:
@@ -213,6 +216,42 @@ def _keep_in_float(
         output = graph.unique(f"{dequantized}_by_channel")
         new_nodes.append(_dequantize(graph, inputs, output, 1))
         graph.replace_reads(dequantized, output, nodes)
+
+
+def _write_numbers(graph: Graph, plan: Plan, nodes: Mapping[str, onnx.NodeProto]) -> None:
+    """Constants of one number become integers; a HardSigmoid becomes an Add whose quantized result clamps. Reindexes.
+
+    αx + β: the Add reads x through a Dequantize with α times its scale, so the factor costs nothing.
+    """
+    for name in plan.carriers:
+        node = nodes[name]
+        if node.op_type == "HardSigmoid":
+            pair = graph.producers[node.input[0]]
+            scale = graph.constant(pair.input[1])
+            assert scale is not None
+            alpha, beta = attribute(node, "alpha", 0.2), attribute(node, "beta", 0.5)
+            scaled = graph.add_constant(f"{name}_input_scale", (scale * np.float32(alpha)).astype(np.float32))
+            output = graph.unique(f"{name}_scaled")
+            graph.proto.node.append(_dequantize(graph, [pair.input[0], scaled, pair.input[2]], output, None))
+            addend = _integer_number(graph, f"{name}_addend", beta)
+            node.CopyFrom(helper.make_node("Add", [output, addend], list(node.output), node.name))
+        else:
+            for index, read in enumerate(node.input):
+                if read in plan.numbers:
+                    node.input[index] = _integer_number(graph, f"{name}_number", float(graph.scalar(read) or 0.0))
+    graph.reindex()
+    graph.drop_dead()
+
+
+def _integer_number(graph: Graph, base: str, number: float) -> str:
+    """A number as a byte with a scale: exact, because 255 times its 255th part is the number itself."""
+    scale = graph.add_constant(f"{base}_scale", np.array(max(abs(number) / 255, float(TINY)), dtype=np.float32))
+    level, zero = (255, 0) if number >= 0 else (0, 255)
+    value = graph.add_constant(f"{base}_quantized", np.array(level, dtype=np.uint8))
+    zero_point = graph.add_constant(f"{base}_zero_point", np.array(zero, dtype=np.uint8))
+    output = graph.unique(f"{base}_dequantized")
+    graph.proto.node.append(_dequantize(graph, [value, scale, zero_point], output, None))
+    return output
 
 
 def _dequantize(graph: Graph, inputs: list[str], output: str, axis: int | None) -> onnx.NodeProto:

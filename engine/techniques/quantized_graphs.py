@@ -22,7 +22,8 @@ def prepared_graph(source: LoadedVariant, for_static: bool = False, half: bool =
     from ..graphs.preparation import LEAST_OPSET, OpsetTooOld, prepare
 
     try:
-        return prepare(source.path, for_static, 19 if half else LEAST_OPSET)  # from 19 on, pairs can stand in FP16
+        # from 19 on, pairs can stand in FP16
+        return prepare(source.path, for_static, 19 if half else LEAST_OPSET, fold=for_static)
     except OpsetTooOld as error:
         raise Refusal(f"{source.record.name} cannot be quantized: {error}.") from None
 

@@ -16,6 +16,7 @@ from technique_jobs import (
     open_baseline,
     open_python,
     operators,
+    run_technique,
 )
 
 from engine.protocol import Hardware, LayerInfo, ModelInfo, ModelSource, Processor
@@ -173,3 +174,51 @@ def test_the_graphs_inside_an_if_are_named_as_left_alone(tmp_path):
     assert changed.touched == ("outside",)
     assert [(left.name, left.reason) for left in changed.left] == [("choice", "the graphs inside If are not quantized")]
     assert cosine(source, quantized) > 0.99
+
+
+PACKED = """
+class Net(nn.Module):
+    def __init__(self, width=32, heads=2):
+        super().__init__()
+        self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        return (x + self.out(mixed.transpose(1, 2).flatten(2))).mean(dim=1)
+"""
+SEQUENCE = "torch.randn(batch_size, 9, 32)"
+
+
+def test_the_search_tries_kinds_of_attention_and_of_scales_and_pins_one(tmp_path):
+    source = exported(tmp_path, PACKED, SEQUENCE)
+    run = run_technique(source, "quantize-dynamic", tmp_path)
+    figures = run.variants[0].record.changed.figures
+    tried = [name for name in figures if name.startswith("tried: ")]
+    assert len(tried) == 6, "attention kept, fused, integer; a scale per channel, one scale"
+    pinned = run.files[0].parameters
+    assert pinned["search"] == "never"
+    chosen = f"tried: attention {pinned['attention']}, "
+    assert figures[chosen + ("a scale per channel" if pinned["per_channel"] else "one scale")] > 0
+    again = apply(source, "quantize-dynamic", tmp_path, **pinned)
+    assert again.path.read_bytes() == run.variants[0].path.read_bytes()
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_attention_in_integers_answers_as_the_source_does(tmp_path, per_channel):
+    source = exported(tmp_path, PACKED, SEQUENCE)
+    options = {"search": "never", "attention": "integer", "per_channel": per_channel}
+    quantized = apply(source, "quantize-dynamic", tmp_path, **options)
+    kinds = operators(quantized)
+    assert kinds["QAttention"] == 1
+    assert not {"Softmax", "Split", "MultiHeadAttention"} & set(kinds)
+    assert cosine(source, quantized) > 0.99
+    assert quantized.record.changed.figures["quantized_weight_share"] > 0.9
+    assert "qkv/MatMul" in quantized.record.changed.touched
+
+
+def test_attention_that_is_not_there_cannot_be_asked_for(tmp_path):
+    source = exported(tmp_path, RECURRENT.format(kind="LSTM"), ROWS)
+    with pytest.raises(Refusal, match="no attention in export-onnx that can be fused"):
+        apply(source, "quantize-dynamic", tmp_path, search="never", attention="fused")

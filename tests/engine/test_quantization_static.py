@@ -285,3 +285,35 @@ def test_progress_only_goes_forward(convolutional, tmp_path):
     shares = [message.done / message.total for message in run.messages if isinstance(message, Progressed)]
     assert shares == sorted(shares)
     assert shares[-1] <= 1
+
+
+MOBILE = """
+class Net(nn.Module):
+    '''A block of MobileNetV3: HardSwish, and a gate of HardSigmoid over channels.'''
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.Hardswish())
+        self.depthwise = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Hardswish())
+        self.squeeze = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 8, 1), nn.ReLU(), nn.Conv2d(8, 16, 1))
+        self.pointwise = nn.Conv2d(16, 16, 1)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, image):
+        x = self.depthwise(self.stem(image))
+        x = x * torch.nn.functional.hardsigmoid(self.squeeze(x))
+        return self.head(self.pointwise(x).mean((2, 3)))
+"""
+
+
+def test_hard_activations_and_gates_run_in_integers(tmp_path):
+    source = apply(open_python(tmp_path, MOBILE, IMAGE), "export-onnx", tmp_path)
+    quantized = apply(source, "quantize-static", tmp_path)
+    kinds = operators(quantized)
+    assert kinds["QLinearConv"] == 5
+    assert kinds["QLinearMul"] == 3
+    assert kinds["QLinearAdd"] == 3, "a HardSigmoid is an addition that the range of its result clamps"
+    assert kinds["QuantizeLinear"] == 1
+    assert not {"HardSigmoid", "HardSwish", "Mul", "Add", "DequantizeLinear", "Conv"} & set(kinds)
+    assert cosine(source, quantized) > 0.99
+    assert quantized.record.portable
