@@ -230,6 +230,8 @@ class Jobs:
         if worker is None:
             return Cancelled(started=started, finished=time.time())
         entry.worker = worker
+        if isinstance(entry.request.task, TestLoad):
+            self.session.record_load(entry.job.id, entry.request.task.settings)
         if isinstance(entry.job.state, Running):
             self._change(entry, msgspec.structs.replace(entry.job.state, pid=worker.pid), durable=False)
         last, ended = await accompany(

@@ -263,11 +263,11 @@ def _profile(engine: "Engine", command: GetProfile) -> Result:
 
 
 def _read_load(engine: "Engine", command: ReadLoad) -> Result:
-    settings = engine.jobs.load_of(command.job)
+    settings = engine.jobs.load_of(command.job) or engine.session.load(command.job)
     if settings is None:
         found = [one for one in engine.session.measurements.values() if one.job == command.job]
-        searches = [one.settings for one in found if isinstance(one, LoadSearch)]
-        settings = next(iter(searches + [one.settings for one in found if isinstance(one, LoadTest)]), None)
+        whole = (one for one in found if isinstance(one, LoadSearch) or (isinstance(one, LoadTest) and not one.search))
+        settings = next((one.settings for one in whole), None)
     ticks = tuple(thin_ticks(engine.session.ticks(command.job), command.limit))
     return LoadHistory(ticks=ticks, settings=settings)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from ..protocol import GpuSample, LoadTick, TelemetrySample
+from ..protocol import GpuSample, LoadSettings, LoadTick, TelemetrySample
 
 DETAIL_SECONDS = 2 * 3600.0
 """How long every sample is kept: 14,400 rows at 2 Hz."""
@@ -45,6 +45,7 @@ TABLES = (
     "CREATE INDEX IF NOT EXISTS points_job ON points (job, number)",
     "CREATE TABLE IF NOT EXISTS ticks (number INTEGER PRIMARY KEY, job TEXT NOT NULL, body BLOB NOT NULL)",
     "CREATE INDEX IF NOT EXISTS ticks_job ON ticks (job, number)",
+    "CREATE TABLE IF NOT EXISTS loads (job TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID",
 )
 
 Point = tuple[str, float, int, float]
@@ -122,6 +123,17 @@ class History:
         )
         return [(name, float("nan") if value is None else value, step, at) for name, value, step, at in rows or []]
 
+    def add_load(self, job: str, settings: LoadSettings) -> None:
+        """Keep what a load test was asked to do."""
+        self._run(lambda c: c.execute("INSERT OR REPLACE INTO loads VALUES (?, ?)", (job, _encode(settings))))
+
+    def load(self, job: str) -> LoadSettings | None:
+        """What a load test was asked to do; None when that is not known."""
+        rows = self._run(lambda c: c.execute("SELECT body FROM loads WHERE job = ?", (job,)).fetchall())
+        with contextlib.suppress(msgspec.MsgspecError):
+            return msgspec.msgpack.decode(rows[0][0], type=LoadSettings) if rows else None
+        return None
+
     def add_tick(self, job: str, tick: LoadTick) -> None:
         """Keep a tick of a load test."""
         self._run(lambda c: c.execute("INSERT INTO ticks (job, body) VALUES (?, ?)", (job, _encode(tick))))
@@ -134,7 +146,8 @@ class History:
         return []
 
     def forget_job(self, job: str) -> None:
-        """Drop a job's curves and ticks."""
+        """Drop a job's curves, ticks and load."""
+        self._run(lambda c: c.execute("DELETE FROM loads WHERE job = ?", (job,)))
         self._run(lambda c: c.execute("DELETE FROM points WHERE job = ?", (job,)))
         self._run(lambda c: c.execute("DELETE FROM ticks WHERE job = ?", (job,)))
 

@@ -23,6 +23,7 @@ import msgspec
 from ..protocol import (
     FileRecord,
     Job,
+    LoadSettings,
     LoadTick,
     Measurement,
     ModelInfo,
@@ -294,6 +295,14 @@ class Session:
     def metrics(self, job: str) -> list[tuple[str, float, int, float]]:
         """Every (name, value, step, time) that a job reported, in order."""
         return self.history.points(job)
+
+    def record_load(self, job: str, settings: LoadSettings) -> None:
+        """Keep what a load test was asked to do, which a cancelled search's tests do not say. Never raises."""
+        self.history.add_load(job, settings)
+
+    def load(self, job: str) -> LoadSettings | None:
+        """What a load test was asked to do; None when that is not known."""
+        return self.history.load(job)
 
     def record_tick(self, job: str, tick: LoadTick) -> None:
         """Keep a tick of a load test. Never raises."""

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.protocol import GpuSample, TelemetrySample
+from engine.protocol import GpuSample, LoadKnobs, LoadMark, LoadSettings, LoadTick, TelemetrySample
 from engine.session import history
-from engine.session.history import History, lowest_and_highest, thin
+from engine.session.history import History, lowest_and_highest, thin, thin_ticks
 
 
 def sample(time, cpu=0.5, **changes):
@@ -81,6 +81,52 @@ def test_curves_come_back_in_order_with_what_was_no_number(kept):
     kept.forget_job("a1")
     assert kept.points("a1") == []
     assert len(kept.points("a2")) == 1
+
+
+def tick(number, **changes):
+    known = {
+        "time": 100 + number / 4,
+        "seconds": number / 4,
+        "span_seconds": 0.25,
+        "phase": "measuring",
+        "knobs": LoadKnobs(rate=40.0),
+        "offered_per_s": 40.0,
+        "achieved_per_s": 30.0 + number % 2,
+        "completed": 10,
+        "rejected": 0,
+        "failed": 0,
+        "outstanding": 1,
+        "queue_depth": 0,
+        "p99_ms": 5.0,
+    }
+    return LoadTick(**(known | changes))
+
+
+def test_a_load_test_comes_back_with_what_was_asked_of_it_after_opening_again(kept):
+    asked = LoadSettings(sweep=True, slo_p99_ms=20.0, sweep_batch_sizes=(1, 8))
+    ticks = [tick(number) for number in range(1, 9)]
+    kept.add_load("j1", asked)
+    for one in ticks:
+        kept.add_tick("j1", one)
+    kept.close()
+    again = History(kept.path)
+    assert again.load("j1") == asked
+    assert again.ticks("j1") == ticks
+    assert (again.load("j2"), again.ticks("j2")) == (None, [])
+    again.forget_job("j1")
+    assert (again.load("j1"), again.ticks("j1")) == (None, [])
+    again.close()
+
+
+def test_thinned_ticks_keep_the_worst_tail_every_mark_and_the_mean_rate():
+    ticks = [tick(number) for number in range(1, 101)]
+    ticks[37] = tick(38, p99_ms=900.0, marks=(LoadMark(seconds=9.5, text="rate 80/s"),))
+    thinned = thin_ticks(ticks, 10)
+    assert len(thinned) == 10
+    assert max(one.p99_ms for one in thinned) == 900.0
+    assert [mark.text for one in thinned for mark in one.marks] == ["rate 80/s"]
+    assert sum(one.completed for one in thinned) == 1000
+    assert [one.achieved_per_s for one in thinned] == [30.5] * 10
 
 
 def test_a_damaged_file_is_replaced_and_said(tmp_path):

@@ -81,7 +81,15 @@ async def test_the_form_shows_the_fields_of_the_load_and_what_the_engine_says_of
         await seen.sees_not("burst size")
         await seen.press("left")
         await seen.sees("highest rate under a p99 limit", "--slo-p99 16")
-        assert seen.app.screen.query_one("#start").disabled
+        await seen.until(lambda: seen.app.screen.query_one("#start").disabled, "a button that cannot be pressed")
+
+
+async def test_enter_starts_from_any_field() -> None:
+    async with dashboard(loads.snapshot(), loads.answers()) as seen:
+        await seen.press("down", "down", "l")
+        await seen.sees("--rate 1600")
+        await seen.press("enter")
+        assert (await seen.asked(RunLoadTest)).settings.rate == 1600.0
 
 
 async def test_a_refusal_stays_in_the_form_with_what_was_typed() -> None:

@@ -154,7 +154,7 @@ def charts_of(drawn: Drawn, mine: Columns, other: Columns | None, window: Window
         Chart(
             "queue" if waiting else "in flight",
             "zero",
-            (curve("queue", "accent", figures.count(now.queue if now else None), "waiting" if waiting else "sent"),),
+            (curve("queue", "accent", _known(now.queue if now else None), "waiting" if waiting else "sent"),),
         ),
         Chart("processors", "share", tuple(use)),
         Chart("batches", "zero", (curve("batch", "good", _rows(now.batch if now else None), "mean rows"),)),
@@ -169,7 +169,7 @@ def _compared(drawn: Drawn, mine: Columns, other: Columns, window: Window, count
     kinds: tuple[tuple[str, str, Literal["zero", "share", "log"], Callable[[float | None], str]], ...] = (
         ("achieved /s", "achieved", "zero", figures.per_second),
         ("p99 ms", "p99", "log", figures.milliseconds),
-        ("queue", "queue", "zero", figures.count),
+        ("queue", "queue", "zero", _known),
         ("GPU", "gpu", "share", figures.percent) if gpu else ("CPU", "cpu", "share", figures.percent),
         ("mean batch", "batch", "zero", _rows),
     )
@@ -249,6 +249,10 @@ def figures_of(test: LoadTest) -> Point:
 def _columns(held: Columns | None, course: LoadCourse, step: float) -> Columns:
     """The columns that are there, or new ones where course or step are others."""
     return held if held is not None and held.course is course and held.step == step else Columns(course, step)
+
+
+def _known(value: float | None) -> str:
+    return "" if value is None else figures.count(value)
 
 
 def _rows(value: float | None) -> str:

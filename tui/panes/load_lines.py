@@ -170,7 +170,7 @@ def scale_of(chart: Chart) -> Scale:
         known.append(chart.limit)
     if chart.kind == "zero":
         return Scale(0.0, round_up(max(max(known, default=0.0), 1.0)), "zero")
-    positive = [value for value in known if value > 0] or [1.0]
+    positive = [value for value in known if value > 1e-6] or [1.0]
     low, high = round_down(min(positive)), round_up(max(positive) * 1.001)
     return Scale(low, high if high >= 2 * low else 2 * low, "log")
 

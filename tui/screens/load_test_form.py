@@ -57,7 +57,7 @@ class LoadFormScreen(ModalScreen[tuple[str, LoadSettings] | None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", show=False),
-        Binding("ctrl+s,ctrl+enter", "start", show=False),
+        Binding("ctrl+s,ctrl+enter,enter", "start", show=False),
     ]
 
     def __init__(self, info: TechniqueInfo, variant: Variant, before: LoadSettings | None = None) -> None:
@@ -153,6 +153,9 @@ class LoadFormScreen(ModalScreen[tuple[str, LoadSettings] | None]):
     @on(Input.Submitted)
     def action_start(self) -> None:
         if not self.query_one("#start", Button).disabled:
+            if self._timer is not None:
+                self._timer.stop()
+            self.workers.cancel_group(self, "check")  # its answer would take away the one to this
             self.run_worker(self._send(), group="start", exclusive=True)
 
     async def _send(self) -> None:
