@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal
+from textual.message import Message
 
 from engine.protocol import LoadTest
 
@@ -63,6 +64,9 @@ class Drawn(NamedTuple):
 class LoadChartsPane(Horizontal):
     """See the top of this file."""
 
+    class Resized(Message):
+        """There is more or less room (the knobs came or went, a verdict takes two lines): draw again."""
+
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._columns: Columns | None = None
@@ -72,6 +76,9 @@ class LoadChartsPane(Horizontal):
     def compose(self) -> ComposeResult:
         for _ in range(STRIPS):
             yield LineView(classes="strip")
+
+    def on_resize(self) -> None:
+        self.post_message(self.Resized())
 
     def show(self, drawn: Drawn) -> None:
         strips = list(self.query(LineView))

@@ -90,6 +90,7 @@ class LoadTestScreen(Screen[None]):
         yield FooterPane(id="load-footer", actions=LOAD_ACTIONS, order=LOAD_FOOTER)
 
     @on(LineTable.Highlighted)
+    @on(LoadChartsPane.Resized)
     def on_resize(self) -> None:
         self.call_after_refresh(self.trimtab.paint)
 
