@@ -69,6 +69,9 @@ class Cause:
 def main_cause(before: Side, after: Side, speedup: Ratio, unfused: Collection[Unfused], machine: Machine) -> Cause:
     """Why `after` is, or is not, faster than `before`."""
     gained = speedup.ratio >= LITTLE_GAIN and speedup.verdict != "SLOWER"
+    packed = _unpacked_weights(before, after)
+    if not gained and packed and packed[0].milliseconds >= UNFUSED_SHARE * after.latency_ms:
+        return packed[0]
     if not gained and (cause := _too_small(before, after)):
         return cause
     if _milliseconds(after, INTEGERS | {CONVERSION}) > _milliseconds(before, INTEGERS | {CONVERSION}):
@@ -78,9 +81,6 @@ def main_cause(before: Side, after: Side, speedup: Ratio, unfused: Collection[Un
             costly = first.milliseconds >= UNFUSED_SHARE * after.latency_ms
             if first.kind == "unfused" and costly and 2 * len(unfused) >= _total_products(after, unfused):
                 return first
-            packed = next((one for one in hindrances if one.kind == "unpacked-weights"), None)
-            if packed is not None and packed.milliseconds >= UNFUSED_SHARE * after.latency_ms:
-                return packed
             return max(hindrances, key=lambda one: one.milliseconds)
         return _integer_gain(before, after, hindrances)
     if not gained and (cause := _casts(before, after)):
