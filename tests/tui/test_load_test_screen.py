@@ -17,6 +17,7 @@ from engine.protocol import (
     LoadTicked,
     MeasurementAdded,
     ReadLoad,
+    RunChanged,
     RunLoadTest,
     SteerLoad,
 )
@@ -67,6 +68,18 @@ async def test_start_one_and_watch_it() -> None:
             seen.engine.push(LoadTicked(seq=0, job="j8", tick=loads.tick(number)))
         await seen.sees("Load test  int8  poisson 400/s", "measuring", "p99", "- rate 400/s +")
         assert "achieved" in seen.text
+
+
+async def test_a_run_that_made_no_job_says_why() -> None:
+    async with dashboard(loads.snapshot(), loads.answers(settings=None)) as seen:
+        await seen.press("down", "down", "l")
+        await seen.sees("--rate 1600")
+        await seen.press("enter")
+        await seen.sees("about to start")
+        accepted = loads.answers()[RunLoadTest].run
+        steps = (msgspec.structs.replace(accepted.steps[0], status="refused", reason="tensorrt is not installed."),)
+        seen.engine.push(RunChanged(seq=0, run=msgspec.structs.replace(accepted, steps=steps)))
+        await seen.sees("⊘ tensorrt is not installed.")
 
 
 async def test_the_form_shows_the_fields_of_the_load_and_what_the_engine_says_of_them() -> None:

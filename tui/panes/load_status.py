@@ -8,7 +8,7 @@ Pure functions to lines. At the end stands the verdict, in as many lines as it t
 
 from collections.abc import Sequence
 
-from engine.protocol import Cancelled, Failed, Job, LoadKnobs, LoadSettings, Queued, Running
+from engine.protocol import Cancelled, Failed, Job, LoadKnobs, LoadSettings, Queued, Running, Snapshot
 
 from .. import charts, figures
 from ..lines import Line, Span
@@ -39,9 +39,11 @@ def title(
     return tuple(spans)
 
 
-def starting(refusal: str, width: int) -> list[Line]:
-    """Before there is a job; a refusal is why there will be none."""
-    if refusal:
+def starting(snapshot: Snapshot, run: str | None, width: int) -> list[Line]:
+    """Before there is a job; or why there will be none."""
+    asked = next((one for one in snapshot.runs if one.id == run), None)
+    reasons = [asked.error, *(step.reason for step in asked.steps)] if asked is not None else []
+    if refusal := next((reason for reason in reasons if reason), None):
         return broken([("⊘ ", "warn"), (clean(refusal, 400), "warn")], width)
     return [((" The load test is about to start…", "muted"),)]
 

@@ -155,7 +155,7 @@ class LoadTestScreen(Screen[None]):
             other = (self._name_of(snapshot, self._other), self._other.settings) if self._other is not None else None
             self.query_one("#load-title", LineView).set_lines([load_status.title(name, settings, self.knobs, other)])
             if job is None:
-                lines = load_status.starting(self._refusal(snapshot), self.size.width)
+                lines = load_status.starting(snapshot, self._run, self.size.width)
             else:
                 lines = load_status.status(job, self.course, settings, found, view, self.size.width)
             self._show_status(lines)
@@ -170,12 +170,6 @@ class LoadTestScreen(Screen[None]):
         if pane.styles.height is None or pane.styles.height.value != len(lines):
             pane.styles.height = len(lines)
         pane.set_lines(lines)
-
-    def _refusal(self, snapshot: Snapshot) -> str:
-        """Why the run made no job."""
-        run = next((one for one in snapshot.runs if one.id == self._run), None)
-        reasons = [run.error, *(step.reason for step in run.steps)] if run is not None else []
-        return clean(next((reason for reason in reasons if reason), ""), 400)
 
     def _show_charts(self, snapshot: Snapshot, running: bool, found: Found) -> None:
         pane, settings = self.query_one(LoadChartsPane), self.settings
