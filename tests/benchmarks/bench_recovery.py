@@ -1,6 +1,6 @@
 """How well the small networks do: the sample models distilled and cut with the techniques' defaults, on test data.
 
-    python tests/benchmarks/bench_recovery.py                     # all rows: about 40 minutes on two cores
+    python tests/benchmarks/bench_recovery.py                     # all rows, three seeds: an hour on two cores
     python tests/benchmarks/bench_recovery.py --keep results      # goes on where it was stopped
     python tests/benchmarks/bench_recovery.py taught alone        # some rows only
 
