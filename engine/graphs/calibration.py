@@ -1,14 +1,15 @@
 """Which range of numbers an activation takes, found by running the float graph on real data.
 
-Three methods: the extremes seen (min-max); the range that keeps a given share of all values (percentile); the
+Four methods: the extremes seen (min-max); the range that keeps a given share of all values (percentile); the
 range whose 8-bit histogram loses the least information (entropy, after Migacz, "8-bit inference with TensorRT",
-GTC 2017). All stream: memory does not grow with the number of samples, because values go into histograms.
+GTC 2017); the range with the least squared error of rounding and clipping together (mse). All stream: memory
+does not grow with the number of samples, because values go into histograms.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ import onnx
 import onnxruntime
 from onnx import helper
 
-Method = Literal["min-max", "percentile", "entropy"]
+Method = Literal["min-max", "percentile", "entropy", "mse"]
 
 BINS = 2048
 """Bins of a histogram between the smallest and largest value seen in the first pass."""
@@ -82,24 +83,41 @@ class Calibrator:
         for name, seen in found.items():
             if seen.high > seen.low:
                 counts = histograms[name]
-                found[name] = (
-                    percentile_range(counts, seen, percentile)
-                    if method == "percentile"
-                    else entropy_range(counts, seen)
-                )
+                if method == "percentile":
+                    found[name] = percentile_range(counts, seen, percentile)
+                else:
+                    found[name] = entropy_range(counts, seen) if method == "entropy" else mse_range(counts, seen)
         return found
 
-    def means(self, names: Sequence[str], watch: Watch = lambda share: None) -> dict[str, np.ndarray]:
-        """Mean of each value by channel: over all axes but axis 1, or the last one for values of 2 or 3 axes."""
+    def means(
+        self, names: Sequence[str], watch: Watch = lambda share: None, channels_second: Collection[str] = ()
+    ) -> dict[str, np.ndarray]:
+        """Mean of each value by channel: over all axes but axis 1, or the last one for values of 2 or 3 axes.
+
+        `channels_second`: values whose channels are axis 1 however many axes they have (signals of a Conv).
+        """
         sums: dict[str, np.ndarray] = {}
         counts: dict[str, int] = {}
         for done, outputs in self._run(self._session(names), names):
             watch(done)
             for name, value in outputs.items():
-                total, count = channel_sums(value)
+                total, count = channel_sums(value, name in channels_second)
                 sums[name] = sums.get(name, 0) + total
                 counts[name] = counts.get(name, 0) + count
         return {name: sums[name] / counts[name] for name in sums}
+
+    def peaks(
+        self, names: Sequence[str], watch: Watch = lambda share: None, channels_second: Collection[str] = ()
+    ) -> dict[str, np.ndarray]:
+        """Largest absolute value by channel; channels as in `means`."""
+        found: dict[str, np.ndarray] = {}
+        for done, outputs in self._run(self._session(names), names):
+            watch(done)
+            for name, value in outputs.items():
+                axis = channel_axis(value, name in channels_second)
+                peak = np.abs(value).max(axis=tuple(index for index in range(value.ndim) if index != axis))
+                found[name] = np.maximum(found[name], peak) if name in found else peak
+        return found
 
     def _session(self, names: Sequence[str]) -> onnxruntime.InferenceSession:
         return observed_session(self._model, names, self._threads)
@@ -129,9 +147,14 @@ def observed_session(model: onnx.ModelProto, names: Sequence[str], threads: int 
     return onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def channel_sums(value: np.ndarray) -> tuple[np.ndarray, int]:
-    """Sum by channel (axis 1 of pictures and signals with 4 or 5 axes, else the last) and values per channel."""
-    axis = 1 if value.ndim >= 4 else value.ndim - 1
+def channel_axis(value: np.ndarray, second: bool = False) -> int:
+    """Axis 1 of pictures and of signals with 4 or 5 axes, else the last; `second`: axis 1 in any case."""
+    return 1 if second or value.ndim >= 4 else value.ndim - 1
+
+
+def channel_sums(value: np.ndarray, second: bool = False) -> tuple[np.ndarray, int]:
+    """Sum by channel (see `channel_axis`) and values per channel."""
+    axis = channel_axis(value, second)
     others = tuple(index for index in range(value.ndim) if index != axis)
     return value.sum(axis=others, dtype=np.float64), value.size // value.shape[axis]
 
@@ -173,6 +196,21 @@ def entropy_range(counts: np.ndarray, seen: Range) -> Range:
         if divergence < best:
             best, threshold = divergence, bound * width / BINS
     return Range(max(seen.low, -threshold), min(seen.high, threshold))
+
+
+def mse_range(counts: np.ndarray, seen: Range) -> Range:
+    """The part of the range, shrunk towards zero, with the least squared error of 255 steps."""
+    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
+    edges = np.linspace(seen.low, seen.high, counts.size + 1)
+    centres = (edges[:-1] + edges[1:]) / 2
+    best, found = np.inf, seen
+    for share in np.linspace(1.0, 0.2, 81):
+        clipped = centres - np.clip(centres, share * low, share * high)
+        rounding = (share * (high - low) / 255) ** 2 / 12
+        error = float(counts @ (clipped**2 + rounding * (clipped == 0)))
+        if error < best:
+            best, found = error, Range(max(seen.low, share * low), min(seen.high, share * high))
+    return found
 
 
 def _divergence(reference: np.ndarray, candidate: np.ndarray) -> float:

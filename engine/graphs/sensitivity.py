@@ -30,6 +30,9 @@ LEAST_COSINE = 0.99
 LEAST_SAVING = 0.02
 """A node is reckoned to save at least this share of the mean node's time: what saves nothing goes back first."""
 
+ENOUGH_SAMPLES = 64
+"""The error of single nodes is looked at on so many samples: twice as many graphs as nodes are run."""
+
 MOST_IN_FLOAT = 0.5
 """Share of the nodes that may go back; beyond it the graph is rather a float one."""
 
@@ -44,10 +47,16 @@ class Answers:
     difference: Difference
     changed: float | None
     """Share of samples whose largest class score moved to another class; None where outputs are no class scores."""
+    samples: int = 0
+    """How many samples that share is of."""
 
     def within(self, limit: float) -> bool:
-        """Near enough: cosine at least `LEAST_COSINE`, and not more than `limit` of the answers changed."""
-        return self.difference.cosine >= LEAST_COSINE and (self.changed is None or self.changed <= limit)
+        """Near enough: cosine at least `LEAST_COSINE`, and not more than `limit` of the answers changed.
+
+        One changed answer says nothing about a share smaller than one in so many samples, and is accepted.
+        """
+        accepted = max(limit, 1 / self.samples if self.samples else 0.0)
+        return self.difference.cosine >= LEAST_COSINE and (self.changed is None or self.changed <= accepted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +86,19 @@ class Judge:
             if len(wanted) == 1 and scores.ndim == 2 and scores.shape[1] > 1:
                 samples += len(scores)
                 changed += int((scores.argmax(1) != next(iter(got.values())).argmax(1)).sum())
-        return Answers(compare_outputs(self._reference, outputs), changed / samples if samples else None)
+        return Answers(compare_outputs(self._reference, outputs), changed / samples if samples else None, samples)
+
+    def on_fewer(self, samples: int) -> Judge:
+        """The same comparison on the first batches only, at least so many samples."""
+        count = 0
+        for index, batch in enumerate(self._batches):
+            count += len(next(iter(batch.values())))
+            if count >= samples:
+                fewer = object.__new__(Judge)
+                fewer._batches, fewer._threads = self._batches[: index + 1], self._threads
+                fewer._reference = self._reference[: index + 1]
+                return fewer
+        return self
 
 
 def search(
@@ -128,7 +149,7 @@ def search(
 
 def _order(quantizer: Quantizer, judge: Judge, plain: Result, feed: Batch, watch: Watch) -> list[str]:
     """Quantized nodes, the one whose return to float brings most for its time first."""
-    names = quantizer.candidates()
+    names, judge = quantizer.candidates(), judge.on_fewer(ENOUGH_SAMPLES)
     full = _noise(judge.answers(quantizer.simulate(()), simulated=True))
     noises = []
     for index, name in enumerate(names):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 import numpy as np
 import onnx
 
+from .bias_correction import bias_shifts, channels_second, measured_shifts
 from .calibration import Batch, Calibrator, Method, Range
 from .dynamic_quantization import quantize_rest
 from .onnx_graph import Graph, element_count, float_weights
@@ -37,6 +38,10 @@ class Settings:
     symmetric: bool = False
     float_bias: bool = False
     bias_correction: bool = True
+    measured_correction: bool = False
+    """Correct biases by what the quantized graph is seen to do, layer by layer, instead of by the weights' error."""
+    equalise: float = 0.0
+    """Bring channels to like size before (see `equalisation`); read by `settings_search.quantizer_for` alone."""
     dynamic_rest: bool = False
     """Quantize LSTM layers and embeddings too, which have no static kernel: their ranges are found while running."""
     exclude: tuple[str, ...] = ()
@@ -88,6 +93,8 @@ class Quantizer:
         self._ranges: dict[str, Range] = dict(trained.ranges) if trained else {}
         self._weight_scales = trained.weight_scales if trained else {}
         self._means: dict[str, np.ndarray] = {}
+        self._output_means: dict[str, np.ndarray] = {}
+        self._batches = batches
         self._total = element_count(float_weights(prepared.graph))
         self._reasons = dict.fromkeys(settings.exclude, "kept in float on request")
 
@@ -116,8 +123,8 @@ class Quantizer:
         return self._plan(()), self._ranges
 
     def simulate(self, sensitive: Collection[str]) -> onnx.ModelProto:
-        """The same graph without a look at what fuses: enough to see what it answers."""
-        return self._write(self._plan(sensitive)).model
+        """The same graph without a look at what fuses: enough to see what it answers. Biases are never measured."""
+        return self._write(self._plan(sensitive), quick=True).model
 
     def candidates(self) -> list[str]:
         """Names of the nodes that are quantized now: anchors, and carriers that compute."""
@@ -148,18 +155,43 @@ class Quantizer:
                 return plan
             self._reasons |= dict.fromkeys(unseen, "it saw no finite value on the calibration data")
 
-    def _write(self, plan: Plan) -> Written:
-        flavour = self.settings.flavour
-        if self.settings.bias_correction and not self._means:
+    def _write(self, plan: Plan, quick: bool = False) -> Written:
+        def write(shifts: Mapping[str, np.ndarray] | None) -> Written:
+            return write_quantized(
+                self.prepared, plan, self._ranges, self.settings.flavour, shifts, self._weight_scales
+            )
+
+        if not self.settings.bias_correction:
+            return write(None)
+        if self.settings.measured_correction and not quick:
+            return write(self._measured_shifts(plan, lambda shifts: write(shifts).model))
+        if not self._means:
             names = sorted({anchor.activation for anchor in plan.anchors.values() if anchor.op_type != "MatMul"})
             self._means = self._calibrator.means(
-                names, lambda share: self.watch(0.6 + 0.2 * share, "correcting biases")
+                names, lambda share: self.watch(0.6 + 0.2 * share, "correcting biases"), channels_second(self.graph)
             )
-        written = write_quantized(self.prepared, plan, self._ranges, flavour, None, self._weight_scales)
+        written = write(None)
         if not self._means:
             return written
-        shifts = bias_shifts(self.graph, plan, written, self._means)
-        return write_quantized(self.prepared, plan, self._ranges, flavour, shifts, self._weight_scales)
+        return write(bias_shifts(self.graph, plan, written, self._means))
+
+    def _measured_shifts(
+        self, plan: Plan, write: Callable[[Mapping[str, np.ndarray]], onnx.ModelProto]
+    ) -> dict[str, np.ndarray]:
+        """Shifts of the biases, measured on the quantized graph; the float graph's means are kept for the next time."""
+        outputs = {node.name: node.output[0] for node in self.prepared.graph.node if node.op_type in ("Conv", "Gemm")}
+        wanted = {name: outputs[name] for name in plan.anchors if name in outputs}
+        missing = sorted(set(wanted.values()) - set(self._output_means))
+        if missing:
+            self._output_means |= self._calibrator.means(missing, channels_second=channels_second(self.graph))
+        return measured_shifts(
+            self.graph,
+            plan,
+            write,
+            {name: self._output_means[value] for name, value in wanted.items() if value in self._output_means},
+            lambda model: Calibrator(model, self._batches, self.settings.threads),
+            lambda share: self.watch(0.6 + 0.2 * share, "measuring and correcting biases"),
+        )
 
     def _result(self, plan: Plan, written: Written) -> Result:
         nodes = self.prepared.graph.node
@@ -175,32 +207,6 @@ class Quantizer:
                 plan.left.pop(name, None)
         share = elements / self._total if self._total else 0.0
         return Result(model, touched, plan.left, len(plan.absorbed), share)
-
-
-def bias_shifts(graph: Graph, plan: Plan, written: Written, means: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What to add to each bias so that rounding the weights leaves the mean output as it was.
-
-    The mean error of channel o is Σ (w − w̃)[o] · E[x]: Nagel et al., "Data-Free Quantization Through Weight
-    Equalization and Bias Correction", ICCV 2019, with E[x] from calibration data. Padding is not accounted for.
-    """
-    shifts: dict[str, np.ndarray] = {}
-    for name, anchor in plan.anchors.items():
-        mean, weights = means.get(anchor.activation), graph.constant(anchor.weight)
-        if anchor.op_type == "MatMul" or mean is None or weights is None:
-            continue
-        error = weights.astype(np.float64) - written.weights[name]
-        if anchor.op_type == "Gemm":
-            matrix = error if anchor.axis == 0 else error.T
-            if matrix.shape[1] == mean.size:
-                shifts[name] = matrix @ mean
-            continue
-        per_input = error.reshape(error.shape[0], error.shape[1], -1).sum(axis=2)  # (out, in of its group)
-        groups = mean.size // per_input.shape[1]
-        if groups * per_input.shape[1] != mean.size or per_input.shape[0] % groups:
-            continue
-        by_group = mean.reshape(groups, 1, -1)
-        shifts[name] = (per_input.reshape(groups, -1, per_input.shape[1]) * by_group).sum(axis=2).reshape(-1)
-    return shifts
 
 
 def _unseen(plan: Plan, ranges: dict[str, Range]) -> list[str]:

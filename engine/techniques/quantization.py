@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta
 
 from ..protocol import Hardware, ModelInfo, Variant
@@ -63,7 +64,7 @@ class QuantizeStatic(Parameters, frozen=True, tag="quantize-static"):
     """Static INT8."""
 
     calibration: Annotated[
-        Literal["min-max", "entropy", "percentile"],
+        Literal["min-max", "entropy", "percentile", "mse"],
         Meta(description="how an activation's range is chosen from what it was seen to hold"),
     ] = "min-max"
     percentile: Annotated[
@@ -74,13 +75,19 @@ class QuantizeStatic(Parameters, frozen=True, tag="quantize-static"):
     bias_correction: Annotated[
         bool, Meta(description="add to each bias the mean error that its layer's rounded weights make")
     ] = True
+    measured_correction: Annotated[
+        bool, Meta(description="measure that error layer by layer in the quantized graph instead of reckoning it")
+    ] = False
+    equalise: Annotated[
+        float, Meta(ge=0, le=1, description="bring channels to like size: share of it moved into weights; 0: do not")
+    ] = 0.0
     dynamic_rest: Annotated[
         bool, Meta(description="on CPUs, also quantize what has no static kernel (LSTM, embeddings) dynamically")
     ] = True
     exclude: Annotated[list[str], Meta(description="names of nodes to leave in float")] = []
     search: Annotated[
         Literal["when-needed", "always", "never"],
-        Meta(description="look for the nodes that cost the most accuracy and leave them in float"),
+        Meta(description="look for the ranges and biases that cost least, then for the nodes to leave in float"),
     ] = "when-needed"
     synthetic: Annotated[
         bool, Meta(description="calibrate on made-up inputs when there is no data; accuracy is then not judged")
@@ -223,7 +230,8 @@ def _fastest(
 def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobContext) -> list[VariantFiles]:
     """Fix the ranges of activations on calibration data, so that whole chains of layers run in integers."""
     from ..graphs.sensitivity import Judge, search
-    from ..graphs.static_recipe import Quantizer, Settings
+    from ..graphs.settings_search import quantizer_for, settle
+    from ..graphs.static_recipe import Settings
 
     target = target_of(job)
     job.progress(0, 10, "preparing the graph")
@@ -240,23 +248,32 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
         symmetric=target.symmetric_activations,
         float_bias=target.device_class == "cuda",
         bias_correction=parameters.bias_correction,
+        measured_correction=parameters.measured_correction,
+        equalise=parameters.equalise,
         dynamic_rest=parameters.dynamic_rest and target.device_class != "cuda",
         exclude=tuple(parameters.exclude),
         threads=job.spec.threads,
     )
     steps = _Steps(job)
-    quantizer = Quantizer(prepared, lambda: batches, settings, lambda share, what: steps.at(1 + 3 * share, what))
+    quantizer = quantizer_for(prepared, batches, settings, lambda share, what: steps.at(0.5 + share, what))
     figures: dict[str, Any] = {
         "weight_bits": 7 if target.weights_7_bit else 8,
         "calibration_samples": sum(next(iter(batch.values())).shape[0] for batch in batches),
         "synthetic_calibration": synthetic,
     }
+    result = quantizer.quantize()
+    if not result.touched:
+        raise Refusal(nothing_quantized(source, result.left))
     if parameters.search == "never":
-        result = quantizer.quantize()
-        if not result.touched:
-            raise Refusal(nothing_quantized(source, result.left))
         return [_static_variant(source, parameters, job, target, result, figures, None, (), "")]
     judge = Judge(prepared, batches, job.spec.threads)
+    if parameters.search == "always" or not judge.answers(result.model).within(job.spec.limit):
+        quantizer, tried = settle(
+            prepared, batches, settings, judge, lambda share, what: steps.at(1.5 + 2.5 * share, what)
+        )
+        job.log("; ".join(way.sentence() for way in tried))
+        figures |= {f"tried: {way.name}": round(way.answers.difference.cosine, 6) for way in tried}
+        parameters = _settled(parameters, quantizer.settings)
     front = search(
         quantizer,
         judge,
@@ -265,8 +282,6 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
         lambda share, what: steps.at(4 + 5 * share, what),
         parameters.search == "always",
     )
-    if not front:
-        raise Refusal(nothing_quantized(source, quantizer.quantize().left))
     variants = []
     for found in front:
         answers = found.answers
@@ -286,6 +301,18 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
             _static_variant(source, parameters, job, target, found.result, extra, found.label, found.in_float, note)
         )
     return variants
+
+
+def _settled(parameters: QuantizeStatic, settings: Any) -> QuantizeStatic:
+    """The parameters with what the search of settings found."""
+    return msgspec.structs.replace(
+        parameters,
+        calibration=settings.calibration,
+        percentile=settings.percentile,
+        bias_correction=settings.bias_correction,
+        measured_correction=settings.measured_correction,
+        equalise=settings.equalise,
+    )
 
 
 class _Steps:

@@ -10,7 +10,10 @@ from engine.protocol import Logged
 
 FRAGILE = """
 class Net(nn.Module):
-    '''One channel of the first layer is 1,000 times the others, which one scale for all rounds away.'''
+    '''One channel of the first layer is 1,000 times the others, which one scale for all rounds away.
+
+    That it is read twice keeps equalisation from mending it.
+    '''
 
     def __init__(self):
         super().__init__()
@@ -24,8 +27,9 @@ class Net(nn.Module):
             self.fragile.weight[:, 0] /= 1000
 
     def forward(self, image):
-        x = torch.relu(self.fragile(torch.relu(self.first(image))))
-        return self.head(torch.relu(self.third(x)).amax((2, 3)))
+        wide = torch.relu(self.first(image))
+        x = torch.relu(self.fragile(wide))
+        return self.head(torch.relu(self.third(x)).amax((2, 3))) + 1e-4 * wide.amax((2, 3))[:, :6]
 """
 
 
