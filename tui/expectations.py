@@ -100,9 +100,7 @@ def table(one: Expectation) -> Content:
                 (clean(words, 40), style),
             )
         )
-    lines.append(
-        Content.styled("  Size and speed against its parent, accuracy against the baseline.", "$muted")
-    )
+    lines.append(Content.styled("  Size and speed against its parent, accuracy against the baseline.", "$muted"))
     return Content("\n").join(lines)
 
 

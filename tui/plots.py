@@ -58,12 +58,18 @@ def columns(buckets: Sequence[Bucket], total: int, count: int) -> list[Ends | No
         low, high = bucket.low, bucket.high
         if before is not None:
             start, value = before
+            slope = (bucket.last - value) / (x - start) if x > start else 0.0
+            # Each column in between is drawn from its left edge to its right one: no gap, however steep the line.
             for between in range(start + 1, x):
-                part = value + (bucket.last - value) * (between - start) / (x - start)
-                found[between] = (part, part)
+                ends = (value + slope * (between - start - 0.5), value + slope * (between - start + 0.5))
+                found[between] = (min(ends), max(ends))
             if x > start:
-                near = value + (bucket.last - value) * max(x - start - 1, 0) / (x - start)
+                near = value + slope * (x - start - 0.5)
                 low, high = min(low, near), max(high, near)
+                old = found[start]
+                assert old is not None
+                next_to = value + slope * 0.5
+                found[start] = (min(old[0], next_to), max(old[1], next_to))
         old = found[x]
         found[x] = (low, high) if old is None else (min(old[0], low), max(old[1], high))
         before = (x, bucket.last)
@@ -126,10 +132,10 @@ def axis(course: Course, width: int) -> Line:
     cells = max(width - LABEL, 2)
     per, unit = (course.steps_per_epoch, "epochs") if course.steps_per_epoch else (1.0, "steps")
     units = course.total / per
-    every = max(nice(units * (len(f"{units:.0f}") + 2) / cells), 1.0)
+    every = max(nice(units * (len(f"{units:.0f}") + 2) / cells), 1.0 if units >= 2 else 0.1)
     text = [" "] * cells
     for number in range(int(units / every + 1e-9) + 1):
-        shown = f"{number * every:.0f}"
+        shown = f"{number * every:g}"
         at = min(round(number * every / units * (cells - 1)), cells - len(shown))
         text[at : at + len(shown)] = shown
     return ((fit(unit, LABEL), "muted"), ("".join(text), "muted"))

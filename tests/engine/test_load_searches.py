@@ -255,11 +255,11 @@ def test_the_plan_gives_every_batch_enough_callers_and_the_cores_are_shared() ->
 
 def test_larger_batches_are_given_up_after_two_that_gained_nothing() -> None:
     stage = Stage(1e9)
-    sizes = (1, 2, 64, 128, 256, 512)
+    sizes = (1, 64, 256, 512, 1024, 2048)
     found = sweep(
         stage, task(sweep=True, sweep_batch_sizes=sizes, sweep_waits_ms=(0.0,), sweep_instances=(1,), concurrency=4)
     )
-    assert [one.settings.max_batch_size for one in found.points] == [1, 2, 64, 128, 256]
+    assert [one.settings.max_batch_size for one in found.points] == [1, 64, 256, 512, 1024]
 
 
 def test_a_limit_chooses_the_highest_throughput_within_it() -> None:

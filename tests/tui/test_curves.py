@@ -1,6 +1,7 @@
 """Curves stay small without losing an extreme, and their charts say what is in them."""
 
 import math
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -94,6 +95,16 @@ def test_a_falling_curve_falls_from_the_upper_left_and_keeps_its_place() -> None
     assert max(x for line in drawn for x, character in enumerate(line) if character != " ") <= 20, (
         "half of it is to come"
     )
+
+
+def test_a_steep_fall_between_distant_points_has_no_gap() -> None:
+    curve = Curve()
+    for step, value in ((0, 10.0), (500, 0.0), (1000, 0.0)):
+        curve.add(step, value)
+    found = plots.columns(curve.buckets, 1000, 20)
+    levels = [(plots.level(low, 10, (0, 10)), plots.level(high, 10, (0, 10))) for low, high in filter(None, found)]
+    assert len(levels) == 20
+    assert all(later[1] >= before[0] - 1 for before, later in pairwise(levels))
 
 
 def test_one_spike_is_seen_however_narrow_the_chart_is() -> None:
