@@ -1,25 +1,35 @@
 """The server's gRPC door: KServe v2's `GRPCInferenceService`, with Triton's statistics.
 
 Errors are gRPC's own codes with the same sentences as over HTTP. A message is never longer than the limit; gRPC
-itself refuses it then. A caller that goes away takes its request out of the queue.
+itself refuses it then. All that are held are bounded too, together with the bodies of the HTTP door: RESOURCE_EXHAUSTED
+beyond. A caller that goes away takes its request out of the queue.
+
+`ModelInfer` is taken as a stream of one message, which is the same on the wire: so gRPC reads the message only when it
+is asked for, and what waits to be read stays with its sender (HTTP/2's flow control) instead of in our memory.
 """
 
+import asyncio
 import math
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import grpc.aio
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from .. import __version__
-from .bodies import timeout_of
+from .bodies import Asked, timeout_of
 from .grpc_messages import CLASSES, METHODS, SERVICE
+from .held import BODIES, BODY_SECONDS, HeldBytes, NoRoom
 from .metrics import index, metadata, statistics
 from .served import VERSION, ServedModel
 from .tensors import DATATYPES, Array, Arrays, Problem, ServedTensor, from_bytes, to_bytes
 
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
+    404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
     413: grpc.StatusCode.INVALID_ARGUMENT,
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -41,9 +51,11 @@ ENVELOPE = 64 * 1024
 class GrpcDoor:
     """The service of one model. Start with `listen`."""
 
-    def __init__(self, model: ServedModel, max_request_bytes: int) -> None:
-        self._model = model
-        size = min(max_request_bytes + ENVELOPE, (1 << 31) - 1)
+    def __init__(self, model: ServedModel, held: HeldBytes) -> None:
+        self._model, self._held = model, held
+        self._reading = asyncio.Semaphore(BODIES)
+        """Messages that are read at one time: each may be as long as the limit before it can be counted."""
+        size = min(held.limit + ENVELOPE, (1 << 31) - 1)
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", size),
@@ -58,7 +70,11 @@ class GrpcDoor:
                 response_serializer=CLASSES[f"{name}Response"].SerializeToString,
             )
             for name in METHODS
+            if name != "ModelInfer"
         }
+        handlers["ModelInfer"] = grpc.stream_unary_rpc_method_handler(
+            self._ModelInfer, response_serializer=CLASSES["ModelInferResponse"].SerializeToString
+        )
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
     async def listen(self, host: str, port: int) -> int:
@@ -104,24 +120,51 @@ class GrpcDoor:
     async def _RepositoryIndex(self, request: Any, context: Any) -> Any:
         return CLASSES["RepositoryIndexResponse"](models=index(self._model))
 
-    async def _ModelInfer(self, request: Any, context: Any) -> Any:
+    async def _ModelInfer(self, messages: AsyncIterator[bytes], context: Any) -> Any:
         model = self._model
         try:
-            model.demand(request.model_name, request.model_version)
-            inputs = _read(model, request)
-            names = model.chosen([output.name for output in request.outputs])
-            timeout = request.parameters.get("timeout")
-            outputs = await model.infer(inputs, timeout_of(_value(timeout)))
+            data = await self._message(messages)
+            with self._held.room(len(data)):
+                asked = _asked(model, data)
+                del data  # the arrays are copies
+                outputs = await model.infer(asked.inputs, asked.timeout_us)
+                return _write(model, asked.id, {name: outputs[name] for name, _ in asked.outputs})
         except Problem as problem:
             model.turned_away(problem)
-            await context.abort(CODES[problem.status], str(problem))
-        return _write(model, request.id, {name: outputs[name] for name in names})
+            await context.abort(_code(problem), str(problem))
+
+    async def _message(self, messages: AsyncIterator[bytes]) -> bytes:
+        """The one message of a call. Raises Problem."""
+        try:
+            async with self._reading, asyncio.timeout(BODY_SECONDS):
+                return await anext(messages)
+        except StopAsyncIteration:
+            raise Problem(400, "No request came.") from None
+        except TimeoutError:
+            raise Problem(408, f"The request did not come within {BODY_SECONDS:g} s.") from None
 
     async def _demand(self, name: str, version: str, context: Any) -> None:
         try:
             self._model.demand(name, version)
         except Problem as problem:
-            await context.abort(grpc.StatusCode.NOT_FOUND, str(problem))
+            await context.abort(_code(problem), str(problem))
+
+
+def _code(problem: Problem) -> grpc.StatusCode:
+    return grpc.StatusCode.RESOURCE_EXHAUSTED if isinstance(problem, NoRoom) else CODES[problem.status]
+
+
+def _asked(model: ServedModel, data: bytes) -> Asked:
+    """The request in a message. Raises Problem."""
+    try:
+        request = CLASSES["ModelInferRequest"].FromString(data)
+    except DecodeError:
+        raise Problem(400, "The request cannot be read: it is no ModelInferRequest.") from None
+    model.demand(request.model_name, request.model_version)
+    inputs = _read(model, request)
+    names = model.chosen([output.name for output in request.outputs])
+    timeout = timeout_of(_value(request.parameters.get("timeout")))
+    return Asked(inputs, request.id, [(name, True) for name in names], timeout)
 
 
 def _read(model: ServedModel, request: Any) -> Arrays:

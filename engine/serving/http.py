@@ -5,8 +5,8 @@
     POST /v2/models/NAME[/versions/1]/infer      POST /predict
 
 Every error is {"error": one sentence} with its status. A body is never read beyond the limit, whatever its headers
-say, also after it was decompressed; all bodies together are bounded too. A caller that goes away takes its request
-out of the queue.
+say, also after it was decompressed; all bodies together are bounded too (`held`). A caller that goes away takes its
+request out of the queue.
 """
 
 import asyncio
@@ -17,15 +17,10 @@ from aiohttp import web
 
 from .. import __version__
 from .bodies import LENGTH_HEADER, encode, read_infer, read_predict, write_infer, write_predict
+from .held import BODY_SECONDS, HeldBytes
 from .metrics import CONTENT_TYPE, configuration, index, metadata, prometheus, statistics
 from .served import ServedModel
 from .tensors import Problem
-
-BODIES = 8
-"""All bodies that are held at one time may have this many times the limit of one."""
-
-BODY_SECONDS = 60.0
-"""For a body to come in: who sends it byte by byte must not hold its memory for ever."""
 
 JSON, BYTES = "application/json", "application/octet-stream"
 
@@ -40,11 +35,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class HttpDoor:
     """The routes. `application` is what aiohttp runs."""
 
-    def __init__(self, model: ServedModel, max_request_bytes: int) -> None:
+    def __init__(self, model: ServedModel, held: HeldBytes) -> None:
         self._model = model
-        self._limit = max_request_bytes
-        self._held = 0
-        """Bytes of bodies that are being read or served."""
+        self.held = held
         self.idle = asyncio.Event()
         """No request is without its answer."""
         self.idle.set()
@@ -106,6 +99,7 @@ class HttpDoor:
         self._demand(request)
         async with _Body(self, request) as body:
             asked = read_infer(self._model, body, request.headers.get(LENGTH_HEADER))
+            del body  # the arrays are copies
             outputs = await self._model.infer(asked.inputs, asked.timeout_us)
             answer, header_length = write_infer(self._model, asked, outputs)
         if header_length is None:
@@ -122,18 +116,9 @@ class HttpDoor:
     def _demand(self, request: web.Request) -> None:
         self._model.demand(request.match_info["name"], request.match_info.get("version", ""))
 
-    def hold(self, size: int) -> None:
-        """Take room for a piece of a body. Raises Problem when there is none."""
-        if self._held + size > BODIES * self._limit:
-            raise Problem(503, "The server is busy: it holds as many requests as it has memory for. Try again later.")
-        self._held += size
-
-    def let_go(self, size: int) -> None:
-        self._held -= size
-
     def demand_size(self, size: int) -> None:
-        if size > self._limit:
-            raise Problem(413, f"The body is over the limit of {self._limit} bytes (--max-request-bytes).")
+        if size > self.held.limit:
+            raise Problem(413, f"The body is over the limit of {self.held.limit} bytes (--max-request-bytes).")
 
     @web.middleware
     async def _in_sentences(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -172,7 +157,7 @@ class _Body:
             async with asyncio.timeout(BODY_SECONDS):
                 async for piece in self._request.content.iter_any():
                     door.demand_size(self._size + len(piece))
-                    door.hold(len(piece))
+                    door.held.hold(len(piece))
                     self._size += len(piece)
                     pieces.append(piece)
         except TimeoutError:
@@ -184,7 +169,7 @@ class _Body:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def __aexit__(self, *error: object) -> None:
-        self._door.let_go(self._size)
+        self._door.held.let_go(self._size)
         self._size = 0
 
 

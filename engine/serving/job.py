@@ -23,6 +23,7 @@ from ..models import Model, ModelError
 from ..protocol import Listening, Serve, ServeSettings, Steer
 from ..runtimes import RuntimeUnavailable
 from .description import describe
+from .held import HeldBytes
 from .served import ServedModel
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class _Server:
 
     def __init__(self, job: JobContext, settings: ServeSettings, model: ServedModel, listener: socket.socket) -> None:
         self._job, self._settings, self._model, self._listener = job, settings, model, listener
+        self._held = HeldBytes(settings.max_request_bytes)
         self._grpc: GrpcDoor | None = None
 
     async def run(self) -> str:
@@ -84,7 +86,7 @@ class _Server:
         stop = asyncio.Event()
         restore = self._hear(stop)
         model, settings = self._model, self._settings
-        door = HttpDoor(model, settings.max_request_bytes)
+        door = HttpDoor(model, self._held)
         runner = web.AppRunner(door.application, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         began = time.monotonic()
         try:
@@ -147,7 +149,7 @@ class _Server:
                 raise RuntimeUnavailable("gRPC needs grpcio: pip install 'trimtab[serve]'") from None
             self._job.log("No gRPC: grpcio is not installed.")
             return None
-        door = GrpcDoor(self._model, self._settings.max_request_bytes)
+        door = GrpcDoor(self._model, self._held)
         port = wanted if wanted is not None else 0 if self._settings.port == 0 else http_port + 1
         try:
             bound = await door.listen(self._settings.host, port)

@@ -17,6 +17,7 @@ from aiohttp import web
 from engine.batching import BatchPolicy, DynamicBatcher
 from engine.batching.arrays import Arrays
 from engine.serving.grpc_service import GrpcDoor
+from engine.serving.held import HeldBytes
 from engine.serving.http import HttpDoor
 from engine.serving.served import ServedModel
 from engine.serving.tensors import ServedTensor
@@ -95,12 +96,13 @@ def serving(
 
     async def start() -> tuple[RunningServer, Callable[[], Any]]:
         batcher.start()
-        door = HttpDoor(model, limit)
+        held = HeldBytes(limit)
+        door = HttpDoor(model, held)
         runner = web.AppRunner(door.application, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        grpc_door = GrpcDoor(model, limit)
+        grpc_door = GrpcDoor(model, held)
         grpc_port = await grpc_door.listen("127.0.0.1", 0)
 
         async def stop() -> None:

@@ -148,3 +148,45 @@ def test_a_caller_that_gives_up_is_taken_out_of_the_queue():
         release.set()
         assert answered.wait(20)
         assert rows == [1]
+
+
+def test_all_messages_together_are_bounded_and_those_waiting_to_be_read_are_not_lost():
+    release, size = threading.Event(), 400
+
+    def stuck(inputs):
+        release.wait(20)
+        return {"y": inputs["x"]}
+
+    with serving(stuck, limit=size, max_batch_size=1) as server, client_of(server) as client:
+        one, answers = triton_input(np.ones((1, 3), np.float32)), []
+        sent = 100
+        for _ in range(sent):
+            client.async_infer("double", [one], lambda result, error: answers.append(error))
+        wait_until(lambda: answers)  # those there is no room for
+        assert server.door.held.bytes <= 8 * size
+        wait_until(lambda: len(answers) + server.model.batcher.statistics.totals().in_system == sent)
+        refused = [error for error in answers if error is not None]
+        assert {error.status() for error in refused} == {"StatusCode.RESOURCE_EXHAUSTED"}
+        assert "Try again later" in refused[0].message()
+        release.set()
+        wait_until(lambda: len(answers) == sent)
+        assert answers.count(None) == sent - len(refused) > 8
+        wait_until(lambda: server.door.held.bytes == 0)
+
+
+def test_many_callers_at_once_are_all_read():
+    with serving(max_batch_size=8, max_queue_size=4096, limit=1 << 20) as server, client_of(server) as client:
+        one, answers = triton_input(np.ones((1, 3), np.float32)), []
+        for _ in range(300):
+            client.async_infer("double", [one], lambda result, error: answers.append(error))
+        wait_until(lambda: len(answers) == 300)
+        assert set(answers) == {None}
+
+
+def test_bytes_that_are_no_message_are_an_invalid_argument(server: RunningServer):
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        infer = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+        for data in (b"\xff" * 10, b"\x0a\x05ab"):
+            with pytest.raises(grpc.RpcError) as caught:
+                infer(data, timeout=20)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT

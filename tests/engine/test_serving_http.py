@@ -273,7 +273,7 @@ def test_a_body_that_never_comes_is_given_up(monkeypatch):
     with serving() as server:
         answer = server.talk(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
         assert answer.startswith(b"HTTP/1.1 408 ")
-        assert server.door._held == 0
+        assert server.door.held.bytes == 0
 
 
 def test_a_full_queue_is_503_and_a_passed_deadline_504():

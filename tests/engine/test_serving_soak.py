@@ -68,7 +68,7 @@ def test_every_request_is_accounted_for_and_nothing_is_left_behind():
         totals = server.model.batcher.statistics.totals()
         assert totals.in_system == 0
         assert server.model.batcher.depth == 0
-        assert server.door._held == 0
+        assert server.door.held.bytes == 0
         ended = server.model.counts()
         answered = ended.succeeded + sum(ended.failed.values()) - seen
         assert sum(counts.values()) - counts[0] <= answered <= sum(counts.values())
