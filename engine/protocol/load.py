@@ -67,7 +67,7 @@ class LoadSettings(Record):
     )
     sweep_waits_ms: Annotated[tuple[float, ...], Meta(description="maximum waits a sweep tries")] = (0.0, 2.0)
     sweep_instances: Annotated[
-        tuple[int, ...], Meta(description="numbers of instances a sweep tries; empty: 1 and the cores")
+        tuple[int, ...], Meta(description="numbers of instances a sweep tries; empty: 1, 2, 4, … and the cores")
     ] = ()
 
     @property

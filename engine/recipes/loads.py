@@ -109,9 +109,9 @@ def _demand_sense(settings: LoadSettings, raw: dict[str, Any]) -> None:
             f"{WORD}: a request of {settings.rows_per_request} rows fits no batch of {settings.max_batch_size}."
         )
     if settings.sweep:
-        for name in ("sweep_batch_sizes", "sweep_instances"):
-            if any(value < 1 for value in getattr(settings, name)):
-                raise SessionError(f"{WORD}: {name} must be 1 or more each.")
+        for name, most in (("sweep_batch_sizes", 65_536), ("sweep_instances", 64)):
+            if any(not 1 <= value <= most for value in getattr(settings, name)):
+                raise SessionError(f"{WORD}: {name} must be between 1 and {most:,} each.")
         if not settings.sweep_batch_sizes or not settings.sweep_waits_ms:
             raise SessionError(f"{WORD}: a sweep needs at least one batch size and one wait.")
         if any(not 0 <= wait <= 60_000 for wait in settings.sweep_waits_ms):

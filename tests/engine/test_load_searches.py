@@ -32,7 +32,9 @@ class Stage:
         self.stopped = False
         self.stop_after: int | None = None
         self.variant = SimpleNamespace(record=SimpleNamespace(id="v"))
-        self.job = SimpleNamespace(spec=SimpleNamespace(job="j", threads=2), model=SimpleNamespace(fixed_batch=None))
+        self.job = SimpleNamespace(
+            spec=SimpleNamespace(job="j", threads=2, device="cpu"), model=SimpleNamespace(fixed_batch=None)
+        )
 
     def conditions(self, instances: int) -> Conditions:
         return Conditions(runtime="onnxruntime", device="cpu", processor="avx2")
@@ -251,6 +253,25 @@ def test_the_plan_gives_every_batch_enough_callers_and_the_cores_are_shared() ->
         4,
         4,
     ]
+
+
+@pytest.mark.parametrize(
+    ("cores", "counts"),
+    [
+        (1, (1,)),
+        (2, (1, 2)),
+        (6, (1, 2, 4, 6)),
+        (16, (1, 2, 4, 8, 16)),
+        (32, (1, 4, 16, 32)),
+        (96, (1, 4, 16, 64)),
+        (256, (1, 4, 16, 64)),
+    ],
+)
+def test_the_instances_of_a_sweep_are_few_and_settings_may_have_so_many(cores: int, counts: tuple[int, ...]) -> None:
+    rows = plan(LoadSettings(sweep=True, sweep_batch_sizes=(1, 65_536), sweep_waits_ms=(0.0,)), cores, None)
+    assert tuple(row[0].instances for row in rows) == counts
+    for row in rows:  # as they are stored and read again
+        assert [msgspec.convert(msgspec.to_builtins(one), LoadSettings) for one in row] == row
 
 
 def test_larger_batches_are_given_up_after_two_that_gained_nothing() -> None:

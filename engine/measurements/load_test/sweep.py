@@ -25,12 +25,23 @@ LEAST_GAIN = 1.05
 PATIENCE = 2
 """Batch sizes in a row that may bring less before larger ones are not tried."""
 
+MOST_INSTANCES, MOST_CALLERS = 64, 100_000
+"""What `LoadSettings` takes at the most."""
+
+COUNTS_TRIED = 5
+"""Numbers of instances that are tried where none are named: each is a whole row of tests for every wait."""
+
+COPIES_ON_GPU = 4
+"""Most copies on a GPU where none are named: every one holds the whole model in its memory."""
+
 
 def sweep(stage: LoadStage, task: TestLoad) -> LoadSearch:
     """The whole sweep; with what is known so far when the user asks it to stop."""
     known = {_setting(test.settings): test for test in task.known if test.summary.completed}
     tests: list[LoadTest] = []
-    grid = plan(task.settings, stage.job.spec.threads, stage.job.model.fixed_batch)
+    spec = stage.job.spec
+    cores = spec.threads if spec.device == "cpu" else COPIES_ON_GPU
+    grid = plan(task.settings, min(cores, os.cpu_count() or 1), stage.job.model.fixed_batch)
     done, total = 0, sum(len(row) for row in grid)
     for row in grid:
         best, without_gain = 0.0, 0
@@ -55,9 +66,9 @@ def sweep(stage: LoadStage, task: TestLoad) -> LoadSearch:
 
 
 def plan(settings: LoadSettings, cores: int, fixed_batch: int | None) -> list[list[LoadSettings]]:
-    """Rows of settings, each with rising batch size."""
+    """Rows of settings, each with rising batch size. `cores`: the most instances, where none are named."""
     sizes = sorted(set(settings.sweep_batch_sizes)) if fixed_batch is None else [fixed_batch]
-    instances = sorted(set(settings.sweep_instances or (1, max(1, min(cores, os.cpu_count() or 1)))))
+    instances = sorted(set(settings.sweep_instances or instance_counts(cores)))
     return [
         [
             msgspec.structs.replace(
@@ -66,13 +77,25 @@ def plan(settings: LoadSettings, cores: int, fixed_batch: int | None) -> list[li
                 max_batch_size=max(size, settings.rows_per_request),
                 max_wait_ms=wait,
                 instances=count,
-                concurrency=None if settings.rate is not None else settings.concurrency or max(size * count, 1),
+                concurrency=None
+                if settings.rate is not None
+                else settings.concurrency or min(size * count, MOST_CALLERS),
             )
             for size in sizes
         ]
         for count in instances
         for wait in sorted(set(settings.sweep_waits_ms))
     ]
+
+
+def instance_counts(cores: int) -> tuple[int, ...]:
+    """1, 2, 4, … and the cores; in larger steps where those would be more than `COUNTS_TRIED`."""
+    most, step = min(max(cores, 1), MOST_INSTANCES), 2
+    while True:
+        powers = [step**exponent for exponent in range(most.bit_length()) if step**exponent < most]
+        if len(powers) < COUNTS_TRIED:
+            return (*powers, most)
+        step *= 2
 
 
 def pareto_front(points: Sequence[LoadPoint]) -> tuple[int, ...]:
