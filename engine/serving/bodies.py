@@ -51,6 +51,8 @@ class Asked(Struct):
     outputs: list[tuple[str, bool]]
     """Names, and whether as bytes."""
     timeout_us: int | None = None
+    priority: int = 0
+    """1 is served first; 0: the model's default."""
 
 
 _infer = msgspec.json.Decoder(InferRequest)
@@ -92,7 +94,9 @@ def read_infer(model: ServedModel, body: bytes, header_length: str | None) -> As
         binary = binary[size:]
     if len(binary):
         raise Problem(400, f"{len(binary)} bytes at the end of the body belong to no input.")
-    return Asked(inputs, request.id, _outputs(model, request), timeout_of(request.parameters.get("timeout")))
+    given = request.parameters
+    timeout, priority = timeout_of(given.get("timeout")), priority_of(given.get("priority"))
+    return Asked(inputs, request.id, _outputs(model, request), timeout, priority)
 
 
 def write_infer(model: ServedModel, asked: Asked, outputs: Arrays) -> tuple[bytes, int | None]:
@@ -139,6 +143,15 @@ def timeout_of(microseconds: object) -> int | None:
     if type(microseconds) is not int or not 0 < microseconds < 1 << 53:
         raise Problem(400, f"The timeout is a number of microseconds, not {str(microseconds)[:40]}.")
     return microseconds
+
+
+def priority_of(level: object) -> int:
+    """How urgent the sender says its request is; 0: it says nothing. Raises Problem."""
+    if level is None:
+        return 0
+    if type(level) is not int or not 0 <= level < 1 << 64:
+        raise Problem(400, f"The priority is a whole number, 1 the most urgent, not {str(level)[:40]}.")
+    return level
 
 
 def _outputs(model: ServedModel, request: InferRequest) -> list[tuple[str, bool]]:

@@ -1,8 +1,9 @@
 """The messages of the protocol's gRPC service `inference.GRPCInferenceService`, laid out as a table.
 
-Field names and numbers are those of KServe's `grpc_predict_v2.proto` with Triton's statistics beside them. The classes
-are made at run time in a pool of their own: so there is no generated code that binds us to one release of protobuf,
-and a client library with its own classes of the same names can live in the same process.
+Field names and numbers are those of KServe's `grpc_predict_v2.proto` with Triton's statistics and the part of its
+`model_config.proto` that is true of our models beside them. The classes are made at run time in a pool of their own: so
+there is no generated code that binds us to one release of protobuf, and a client library with its own classes of the
+same names can live in the same process.
 """
 
 from typing import Any
@@ -15,6 +16,19 @@ _TYPES = {
     "bool": 8, "int32": 5, "int64": 3, "uint32": 13, "uint64": 4, "float": 2, "double": 1, "string": 9, "bytes": 12,
 }  # fmt: skip
 """Scalar types by protobuf's numbers for them."""
+
+_ENUMS: dict[str, list[str]] = {
+    "DataType": [
+        f"TYPE_{name}"
+        for name in (
+            "INVALID", "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16",
+            "FP32", "FP64", "STRING", "BF16",
+        )
+    ],
+    "ModelInstanceGroup.Kind": ["KIND_AUTO", "KIND_GPU", "KIND_CPU", "KIND_MODEL"],
+    "ModelQueuePolicy.TimeoutAction": ["REJECT", "DELAY"],
+}  # fmt: skip
+"""Values in the order of their numbers, from 0."""
 
 # Name → fields: (name, number, type), with "*" behind the type for a repeated field and "map" for one with string keys
 # and `InferParameter` values. A dot in a message's name nests it.
@@ -113,6 +127,34 @@ _MESSAGES: dict[str, list[tuple[str, int, str]]] = {
         ("batch_stats", 7, "InferBatchStatistics*"),
     ],
     "ModelStatisticsResponse": [("model_stats", 1, "ModelStatistics*")],
+    "ModelConfigRequest": [("name", 1, "string"), ("version", 2, "string")],
+    "ModelConfigResponse": [("config", 1, "ModelConfig")],
+    "ModelConfig": [
+        ("name", 1, "string"),
+        ("platform", 2, "string"),
+        ("max_batch_size", 4, "int32"),
+        ("input", 5, "ModelInput*"),
+        ("output", 6, "ModelOutput*"),
+        ("instance_group", 7, "ModelInstanceGroup*"),
+        ("dynamic_batching", 11, "ModelDynamicBatching"),
+        ("backend", 17, "string"),
+    ],
+    "ModelInput": [("name", 1, "string"), ("data_type", 2, "DataType"), ("dims", 4, "int64*")],
+    "ModelOutput": [("name", 1, "string"), ("data_type", 2, "DataType"), ("dims", 3, "int64*")],
+    "ModelInstanceGroup": [("name", 1, "string"), ("count", 2, "int32"), ("kind", 4, "ModelInstanceGroup.Kind")],
+    "ModelDynamicBatching": [
+        ("preferred_batch_size", 1, "int32*"),
+        ("max_queue_delay_microseconds", 2, "uint64"),
+        ("priority_levels", 4, "uint64"),
+        ("default_priority_level", 5, "uint64"),
+        ("default_queue_policy", 6, "ModelQueuePolicy"),
+    ],
+    "ModelQueuePolicy": [
+        ("timeout_action", 1, "ModelQueuePolicy.TimeoutAction"),
+        ("default_timeout_microseconds", 2, "uint64"),
+        ("allow_timeout_override", 3, "bool"),
+        ("max_queue_size", 4, "uint32"),
+    ],
     "RepositoryIndexRequest": [("repository_name", 1, "string"), ("ready", 2, "bool")],
     "RepositoryIndexResponse": [("models", 1, "RepositoryIndexResponse.ModelIndex*")],
     "RepositoryIndexResponse.ModelIndex": [
@@ -131,6 +173,7 @@ METHODS = (
     "ModelMetadata",
     "ModelInfer",
     "ModelStatistics",
+    "ModelConfig",
     "RepositoryIndex",
 )
 """Each takes `<name>Request` and answers with `<name>Response`, one of each."""
@@ -150,6 +193,11 @@ def _make_classes() -> dict[str, Any]:
             message.oneof_decl.add(name="parameter_choice")
         for field in fields:
             _add_field(message, path, *field)
+    for path, values in _ENUMS.items():
+        outer, _, name = path.rpartition(".")
+        enum = (made[outer] if outer else file).enum_type.add(name=name)
+        for number, value in enumerate(values):
+            enum.value.add(name=value, number=number)
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return {
@@ -171,7 +219,7 @@ def _add_field(message: descriptor_pb2.DescriptorProto, path: str, name: str, nu
     if kind in _TYPES:
         field.type = _TYPES[kind]
     else:
-        field.type = field.TYPE_MESSAGE
+        field.type = field.TYPE_ENUM if kind in _ENUMS else field.TYPE_MESSAGE
         field.type_name = f".inference.{kind}"
     if path == _ONE_OF:
         field.oneof_index = 0

@@ -19,10 +19,10 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from .. import __version__
-from .bodies import Asked, timeout_of
+from .bodies import Asked, priority_of, timeout_of
 from .grpc_messages import CLASSES, METHODS, SERVICE
 from .held import BODIES, BODY_SECONDS, HeldBytes, NoRoom
-from .metrics import index, metadata, statistics
+from .metrics import configuration, index, metadata, statistics
 from .served import VERSION, ServedModel
 from .tensors import DATATYPES, Array, Arrays, Problem, ServedTensor, from_bytes, to_bytes
 
@@ -43,6 +43,9 @@ CONTENTS = {
     "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents",
 }  # fmt: skip
 """Where typed values of a datatype lie; FP16 and BF16 only come as bytes."""
+
+EXTENSIONS = ("statistics", "model_configuration", "model_repository(index)", "schedule_policy")
+"""Of the protocol, beyond its core."""
 
 ENVELOPE = 64 * 1024
 """What a message may be longer than the tensors' bytes in it."""
@@ -106,11 +109,15 @@ class GrpcDoor:
         return CLASSES["ModelReadyResponse"](ready=self._model.ready)
 
     async def _ServerMetadata(self, request: Any, context: Any) -> Any:
-        return CLASSES["ServerMetadataResponse"](name="trimtab", version=__version__, extensions=["statistics"])
+        return CLASSES["ServerMetadataResponse"](name="trimtab", version=__version__, extensions=EXTENSIONS)
 
     async def _ModelMetadata(self, request: Any, context: Any) -> Any:
         await self._demand(request.name, request.version, context)
         return CLASSES["ModelMetadataResponse"](**metadata(self._model))
+
+    async def _ModelConfig(self, request: Any, context: Any) -> Any:
+        await self._demand(request.name, request.version, context)
+        return CLASSES["ModelConfigResponse"](config=configuration(self._model))
 
     async def _ModelStatistics(self, request: Any, context: Any) -> Any:
         if request.name:
@@ -127,7 +134,7 @@ class GrpcDoor:
             with self._held.room(len(data)):
                 asked = _asked(model, data)
                 del data  # the arrays are copies
-                outputs = await model.infer(asked.inputs, asked.timeout_us)
+                outputs = await model.infer(asked.inputs, asked.timeout_us, asked.priority)
                 return _write(model, asked.id, {name: outputs[name] for name, _ in asked.outputs})
         except Problem as problem:
             model.turned_away(problem)
@@ -164,7 +171,8 @@ def _asked(model: ServedModel, data: bytes) -> Asked:
     inputs = _read(model, request)
     names = model.chosen([output.name for output in request.outputs])
     timeout = timeout_of(_value(request.parameters.get("timeout")))
-    return Asked(inputs, request.id, [(name, True) for name in names], timeout)
+    priority = priority_of(_value(request.parameters.get("priority")))
+    return Asked(inputs, request.id, [(name, True) for name in names], timeout, priority)
 
 
 def _read(model: ServedModel, request: Any) -> Arrays:

@@ -1,6 +1,7 @@
 """The server's HTTP door: KServe v2, `POST /predict` with plain JSON, Prometheus metrics.
 
     GET  /v2  /v2/health/live  /v2/health/ready  /metrics      POST /v2/repository/index
+    GET  /v2/models/stats
     GET  /v2/models/NAME[/versions/1][/ready | /stats | /config]
     POST /v2/models/NAME[/versions/1]/infer      POST /predict
 
@@ -24,7 +25,7 @@ from .tensors import Problem
 
 JSON, BYTES = "application/json", "application/octet-stream"
 
-EXTENSIONS = ("binary_tensor_data", "statistics", "model_configuration", "model_repository(index)")
+EXTENSIONS = ("binary_tensor_data", "statistics", "model_configuration", "model_repository(index)", "schedule_policy")
 """Of the protocol, beyond its core."""
 
 log = logging.getLogger("trimtab.serving")
@@ -50,6 +51,7 @@ class HttpDoor:
         router.add_get("/metrics", self._metrics)
         router.add_post("/v2/repository/index", self._index)
         router.add_post("/predict", self._predict)
+        router.add_get("/v2/models/stats", self._all_statistics)
         # A variant's name may hold slashes ("prune/50%"), so what stands behind it is matched first.
         for version in ("/versions/{version}", ""):
             name = "/v2/models/{name:.+}" + version
@@ -86,9 +88,12 @@ class HttpDoor:
         self._demand(request)
         return _json(configuration(self._model))
 
+    async def _all_statistics(self, request: web.Request) -> web.Response:
+        return _json({"model_stats": [statistics(self._model)]})
+
     async def _statistics(self, request: web.Request) -> web.Response:
         self._demand(request)
-        return _json({"model_stats": [statistics(self._model)]})
+        return await self._all_statistics(request)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=prometheus(self._model).encode(), headers={"Content-Type": CONTENT_TYPE})
@@ -100,7 +105,7 @@ class HttpDoor:
         async with _Body(self, request) as body:
             asked = read_infer(self._model, body, request.headers.get(LENGTH_HEADER))
             del body  # the arrays are copies
-            outputs = await self._model.infer(asked.inputs, asked.timeout_us)
+            outputs = await self._model.infer(asked.inputs, asked.timeout_us, asked.priority)
             answer, header_length = write_infer(self._model, asked, outputs)
         if header_length is None:
             return web.Response(body=answer, content_type=JSON)

@@ -62,6 +62,7 @@ def serve_variant(job: JobContext, task: Serve) -> str:
                 outputs,
                 DynamicBatcher(runs, policy),
                 platform=f"{variant.record.format}_{task.runtime}",
+                backend=task.runtime,
                 also=(variant.record.id,),
                 fixed_rows=job.model.fixed_batch,
             )

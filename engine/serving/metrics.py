@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from .served import VERSION, Counts, ServedModel
+from .tensors import ServedTensor
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -106,28 +107,45 @@ def statistics(model: ServedModel) -> dict[str, Any]:
 
 
 def configuration(model: ServedModel) -> dict[str, Any]:
-    """GET /v2/models/NAME/config: what Triton's own tools want to know before they send load."""
-    policy = model.batcher.policy
+    """GET /v2/models/NAME/config, and gRPC's ModelConfig: what Triton's own tools want to know before they send load.
 
-    def tensors(held: dict[str, Any]) -> list[dict[str, Any]]:
+    A model with a fixed number of rows has `max_batch_size` 0, as Triton says "takes its whole shape and no other".
+    """
+    policy, fixed = model.batcher.policy, model.fixed_rows
+
+    def tensors(held: dict[str, ServedTensor]) -> list[dict[str, Any]]:
         return [
             {
                 "name": tensor.name,
                 "data_type": "TYPE_" + tensor.datatype,
-                "dims": [-1 if axis is None else axis for axis in tensor.shape],
+                "dims": _axes(model, tensor.wire_shape)[0 if fixed is not None else 1 :],
             }
             for tensor in held.values()
         ]
 
-    return {
+    found = {
         "name": model.name,
         "platform": model.platform,
-        "max_batch_size": policy.max_batch_size,
+        "backend": model.backend,
+        "max_batch_size": 0 if fixed is not None else policy.max_batch_size,
         "input": tensors(model.inputs),
         "output": tensors(model.outputs),
-        "dynamic_batching": {"max_queue_delay_microseconds": int(policy.max_wait_ms * 1000)},
         "instance_group": [{"name": model.name, "kind": "KIND_AUTO", "count": policy.instances}],
     }
+    if fixed is None:
+        found["dynamic_batching"] = {
+            "preferred_batch_size": list(policy.preferred_batch_sizes),
+            "max_queue_delay_microseconds": int(policy.max_wait_ms * 1000),
+            "priority_levels": policy.priority_levels,
+            "default_priority_level": policy.default_priority,
+            "default_queue_policy": {
+                "timeout_action": policy.timeout_action.upper(),
+                "default_timeout_microseconds": int((policy.default_timeout_ms or 0) * 1000),
+                "allow_timeout_override": policy.allow_timeout_override,
+                "max_queue_size": policy.max_queue_size,
+            },
+        }
+    return found
 
 
 def _axes(model: ServedModel, shape: list[int]) -> list[int]:

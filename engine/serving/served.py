@@ -61,10 +61,12 @@ class ServedModel:
         batcher: DynamicBatcher,
         *,
         platform: str = "",
+        backend: str = "",
         also: tuple[str, ...] = (),
         fixed_rows: int | None = None,
     ) -> None:
-        self.name, self.platform, self.batcher, self.fixed_rows = name, platform, batcher, fixed_rows
+        self.name, self.platform, self.backend = name, platform, backend
+        self.batcher, self.fixed_rows = batcher, fixed_rows
         self.inputs = {tensor.name: tensor for tensor in inputs}
         self.outputs = {tensor.name: tensor for tensor in outputs}
         self.closing = False
@@ -78,9 +80,9 @@ class ServedModel:
     def demand(self, name: str, version: str = "") -> None:
         """Raises Problem when this is not the model that is served."""
         if name not in self._names:
-            raise Problem(400, f"There is no model {name[:80]!r} here. The model served is {self.name!r}.")
+            raise Problem(404, f"There is no model {name[:80]!r} here. The model served is {self.name!r}.")
         if version not in ("", VERSION):
-            raise Problem(400, f"The model has the version {VERSION} only, not {version[:20]!r}.")
+            raise Problem(404, f"The model has the version {VERSION} only, not {version[:20]!r}.")
 
     @property
     def max_rows(self) -> int:
@@ -106,13 +108,20 @@ class ServedModel:
                 raise Problem(400, f"The model has no output {name[:80]!r}. Its outputs: {', '.join(self.outputs)}.")
         return list(dict.fromkeys(names)) or list(self.outputs)
 
-    async def infer(self, inputs: Arrays, timeout_us: int | None = None) -> Arrays:
-        """The outputs for these rows. Raises Problem, and CancelledError when the caller went away."""
+    async def infer(self, inputs: Arrays, timeout_us: int | None = None, priority: int = 0) -> Arrays:
+        """The outputs for these rows. Raises Problem, and CancelledError when the caller went away.
+
+        As with Triton a timeout of the sender's may shorten the policy's but not lengthen it, and a priority that is
+        0 or beyond the policy's levels is the default one.
+        """
         began = time.monotonic()
         self._demand_life()
         all_of(self.inputs, list(inputs))
+        rows = _rows(inputs)
         try:
-            outputs = await self.batcher.predict(inputs, timeout_ms=timeout_us / 1000 if timeout_us else None)
+            outputs = await self.batcher.predict(
+                inputs, priority=self._level(priority), timeout_ms=self._patience_ms(timeout_us)
+            )
         except asyncio.CancelledError:
             self._fail("CANCELED", began)
             raise
@@ -125,7 +134,7 @@ class ServedModel:
             raise problem from error
         counts = self._counts
         counts.succeeded += 1
-        counts.rows += next(iter(inputs.values())).shape[0]
+        counts.rows += rows
         counts.request_seconds += time.monotonic() - began
         counts.last = time.time()
         return outputs
@@ -161,6 +170,16 @@ class ServedModel:
                 )
         return counts
 
+    def _level(self, priority: int) -> int | None:
+        return priority if 1 <= priority <= self.batcher.policy.priority_levels else None
+
+    def _patience_ms(self, timeout_us: int | None) -> float | None:
+        """The sender's limit where it counts; None: the policy's own."""
+        longest = self.batcher.policy.default_timeout_ms
+        if timeout_us is None or (longest is not None and timeout_us / 1000 >= longest):
+            return None
+        return timeout_us / 1000
+
     def _demand_life(self) -> None:
         if self.closing:
             raise Problem(503, "The server is shutting down.")
@@ -170,6 +189,20 @@ class ServedModel:
     def _fail(self, reason: str, began: float) -> None:
         self._counts.failed[reason] += 1
         self._counts.failed_seconds += time.monotonic() - began
+
+
+def _rows(inputs: Arrays) -> int:
+    """Of a request. Raises Problem when its inputs do not agree."""
+    (first, array), *others = inputs.items()
+    rows: int = array.shape[0]
+    for name, other in others:
+        if other.shape[0] != rows:
+            raise Problem(
+                400,
+                f"Input {name} has {other.shape[0]} rows, input {first} has {rows}: "
+                "all inputs of a request have as many.",
+            )
+    return rows
 
 
 def _problem(error: Exception) -> Problem:

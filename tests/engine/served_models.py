@@ -92,7 +92,9 @@ def serving(
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     batcher = DynamicBatcher(run, BatchPolicy(**{"max_batch_size": 8, "max_wait_ms": 1.0, **policy}))
-    model = ServedModel(name, inputs, outputs, batcher, platform="test", also=("id1",), fixed_rows=fixed_rows)
+    model = ServedModel(
+        name, inputs, outputs, batcher, platform="test", backend="testing", also=("id1",), fixed_rows=fixed_rows
+    )
 
     async def start() -> tuple[RunningServer, Callable[[], Any]]:
         batcher.start()

@@ -8,7 +8,7 @@ import pytest
 import tritonclient.grpc as triton
 from engines import wait_until
 from served_models import RunningServer, serving
-from tritonclient.grpc import service_pb2
+from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
 from engine.serving.grpc_messages import CLASSES, SERVICE
@@ -49,13 +49,17 @@ def message(**changes):
 def test_our_messages_are_those_of_the_protocol():
     """Field by field against the classes that Triton's own client was generated with."""
     for name, ours in CLASSES.items():
-        theirs = service_pb2
+        theirs = service_pb2 if hasattr(service_pb2, name.partition(".")[0]) else model_config_pb2
         for part in name.split("."):
             theirs = getattr(theirs, part)
         known = {field.number: field for field in theirs.DESCRIPTOR.fields}
         for field in ours.DESCRIPTOR.fields:
             assert (field.name, field.type) == (known[field.number].name, known[field.number].type), name
             assert field.is_repeated == known[field.number].is_repeated, name
+            if field.enum_type is not None:
+                assert field.enum_type.values_by_name.keys() == known[field.number].enum_type.values_by_name.keys()
+                for value in field.enum_type.values:
+                    assert known[field.number].enum_type.values_by_name[value.name].number == value.number
 
 
 def test_health_and_metadata(server: RunningServer):
@@ -91,8 +95,6 @@ def test_values_may_come_one_by_one(server: RunningServer):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model_name": "other"},
-        {"model_version": "3"},
         {"inputs": []},
         {"raw_input_contents": [b"\0" * 11]},
         {"raw_input_contents": [b"\0" * 12, b""]},
@@ -110,6 +112,21 @@ def test_what_does_not_fit_is_an_invalid_argument_with_the_reason(server: Runnin
         call(server, message(**changes))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert 0 < len(caught.value.details()) < 500
+
+
+def test_a_model_that_is_not_here_is_not_found_wherever_it_is_asked_for(server: RunningServer):
+    client, one = client_of(server), triton_input(np.ones((1, 3), np.float32))
+    for name, version in (("other", ""), ("double", "3")):
+        for ask in (
+            client.get_model_metadata,
+            client.is_model_ready,
+            client.get_inference_statistics,
+            client.get_model_config,
+            lambda name, version: client.infer(name, [one], version),
+        ):
+            with pytest.raises(InferenceServerException) as caught:
+                ask(name, version)
+            assert caught.value.status() == "StatusCode.NOT_FOUND"
 
 
 def test_a_message_over_the_limit_is_refused(server: RunningServer):

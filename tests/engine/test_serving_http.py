@@ -7,9 +7,15 @@ import threading
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from engines import wait_until
-from served_models import LIMIT, SCORES, WORDS, RunningServer, serving
+from google.protobuf import json_format
+from served_models import F32, LIMIT, SCORES, WORDS, RunningServer, serving
+from tritonclient.grpc import model_config_pb2
+from tritonclient.utils import InferenceServerException
+
+from engine.serving.tensors import ServedTensor
 
 ROW = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
 
@@ -42,7 +48,7 @@ def test_health_and_metadata_are_those_of_the_protocol(server: RunningServer):
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}],
         "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],
     }
-    assert client.get_model_config("double")["max_batch_size"] == 8
+    assert client.get_inference_statistics() == client.get_inference_statistics("double")
     assert [one["name"] for one in client.get_model_repository_index()] == ["double"]
 
 
@@ -107,6 +113,97 @@ def test_metrics_count_what_happened_under_tritons_names():
         assert entry["batch_stats"][0]["compute_infer"]["count"] == 3
 
 
+def test_the_configuration_is_what_triton_would_say_over_both_doors():
+    policy = {"max_wait_ms": 2.5, "priority_levels": 3, "default_priority": 2, "default_timeout_ms": 50.0}
+    with serving(preferred_batch_sizes=(4, 8), max_queue_size=9, instances=1, **policy) as server:
+        found = triton.InferenceServerClient(f"127.0.0.1:{server.port}").get_model_config("double")
+        assert found == {
+            "name": "double",
+            "platform": "test",
+            "backend": "testing",
+            "max_batch_size": 8,
+            "input": [{"name": "x", "data_type": "TYPE_FP32", "dims": [3]}],
+            "output": [{"name": "y", "data_type": "TYPE_FP32", "dims": [3]}],
+            "instance_group": [{"name": "double", "kind": "KIND_AUTO", "count": 1}],
+            "dynamic_batching": {
+                "preferred_batch_size": [4, 8],
+                "max_queue_delay_microseconds": 2500,
+                "priority_levels": 3,
+                "default_priority_level": 2,
+                "default_queue_policy": {
+                    "timeout_action": "REJECT",
+                    "default_timeout_microseconds": 50_000,
+                    "allow_timeout_override": True,
+                    "max_queue_size": 9,
+                },
+            },
+        }
+        over_grpc = triton_grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}").get_model_config("double")
+        assert over_grpc.config == json_format.ParseDict(found, model_config_pb2.ModelConfig())
+
+
+def test_a_model_that_takes_one_number_of_rows_says_so_in_its_configuration():
+    with serving(fixed_rows=8) as server:
+        found = triton.InferenceServerClient(f"127.0.0.1:{server.port}").get_model_config("double")
+        assert (found["max_batch_size"], found["input"][0]["dims"]) == (0, [8, 3])
+        assert "dynamic_batching" not in found
+
+
+@pytest.mark.parametrize("over", ["http", "grpc"])
+def test_an_urgent_request_overtakes_and_a_level_that_is_none_is_the_default(over):
+    order, release = [], threading.Event()
+
+    def one_by_one(inputs):
+        order.append(int(inputs["x"][0, 0]))
+        release.wait(20)
+        return {"y": inputs["x"]}
+
+    client = triton if over == "http" else triton_grpc
+
+    with serving(one_by_one, max_batch_size=1, priority_levels=3, default_priority=2) as server:
+        port = server.port if over == "http" else server.grpc_port
+
+        def send(number: int, priority: int) -> None:
+            tensor = client.InferInput("x", [1, 3], "FP32")
+            tensor.set_data_from_numpy(np.full((1, 3), number, np.float32))
+            client.InferenceServerClient(f"127.0.0.1:{port}").infer("double", [tensor], priority=priority)
+
+        threads = []
+        for number, priority in enumerate((0, 3, 0, 9, 2, 1)):
+            threads.append(threading.Thread(target=send, args=(number, priority)))
+            threads[-1].start()
+            wait_until(lambda: server.model.batcher.statistics.totals().accepted == len(threads))
+            wait_until(lambda: order)
+        release.set()
+        for thread in threads:
+            thread.join()
+    assert order == [0, 5, 2, 3, 4, 1]
+
+
+@pytest.mark.parametrize("priority", ["high", -1, 1.5, True])
+def test_a_priority_that_is_no_number_is_refused(server: RunningServer, priority):
+    body = json.dumps({"inputs": [ROW], "parameters": {"priority": priority}})
+    status, sentence = server.refusal("/v2/models/double/infer", body)
+    assert (status, "priority" in sentence) == (400, True)
+
+
+def test_a_sender_may_shorten_the_time_limit_but_not_lengthen_it():
+    release = threading.Event()
+
+    def stuck(inputs):
+        release.wait(20)
+        return {"y": inputs["x"]}
+
+    with serving(stuck, max_batch_size=1, default_timeout_ms=100.0) as server:
+        first = threading.Thread(target=server.infer, args=(ROW,))
+        first.start()
+        wait_until(lambda: server.model.batcher.statistics.totals().in_system == 1 and not server.model.batcher.depth)
+        assert server.infer(ROW, parameters={"timeout": 1_000})[0] == 504
+        assert server.infer(ROW, parameters={"timeout": 10_000_000})[0] == 504
+        release.set()
+        first.join()
+
+
 def test_requests_that_come_together_run_together():
     sizes = []
     busy = threading.Event()
@@ -161,13 +258,38 @@ def test_missing_double_and_unknown_parts_are_named(server: RunningServer):
     assert "twice" in server.refusal(path, json.dumps({"inputs": [ROW, ROW]}))[1]
     assert "no output 'q'" in server.refusal(path, json.dumps({"inputs": [ROW], "outputs": [{"name": "q"}]}))[1]
     assert "sequences" in server.refusal(path, json.dumps({"inputs": [ROW], "parameters": {"sequence_id": 4}}))[1]
-    assert server.refusal("/v2/models/other/infer", "{}") == (
-        400,
-        "There is no model 'other' here. The model served is 'double'.",
-    )
-    assert server.refusal("/v2/models/double/versions/2/infer", "{}")[0] == 400
     assert server.refusal("/v2/nothing", "{}")[0] == 404
     assert server.ask("GET", "/predict")[0] == 405
+
+
+def test_a_model_that_is_not_here_is_404_wherever_it_is_asked_for(server: RunningServer):
+    for model in ("other", "double/versions/2"):
+        for path in ("", "/ready", "/stats", "/config"):
+            status, answer = server.ask("GET", f"/v2/models/{model}{path}")
+            assert status == 404
+            assert "There is no model 'other'" in answer["error"] or "has the version 1 only" in answer["error"]
+        assert server.refusal(f"/v2/models/{model}/infer", "{}")[0] == 404
+    with pytest.raises(InferenceServerException, match="There is no model 'other' here"):
+        triton.InferenceServerClient(f"127.0.0.1:{server.port}").get_model_metadata("other")
+
+
+def test_inputs_with_different_numbers_of_rows_are_the_senders_mistake():
+    two = (ServedTensor("x", F32, (3,)), ServedTensor("z", F32, (1,)))
+    with serving(lambda inputs: {"y": inputs["x"] + inputs["z"]}, two) as server:
+        z = {"name": "z", "datatype": "FP32", "shape": [2, 1], "data": [1, 2]}
+        sentence = "Input z has 2 rows, input x has 1: all inputs of a request have as many."
+        body = json.dumps({"inputs": [ROW, z]})
+        assert server.refusal("/v2/models/double/infer", body) == (400, sentence)
+        assert server.refusal("/predict", '{"inputs": {"x": [[1, 2, 3]], "z": [[1], [2]]}}') == (400, sentence)
+        tensors = [triton_grpc.InferInput("x", [1, 3], "FP32"), triton_grpc.InferInput("z", [2, 1], "FP32")]
+        tensors[0].set_data_from_numpy(np.ones((1, 3), np.float32))
+        tensors[1].set_data_from_numpy(np.ones((2, 1), np.float32))
+        with pytest.raises(InferenceServerException, match=sentence) as caught:
+            triton_grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}").infer("double", tensors)
+        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+        text = server.ask("GET", "/metrics")[1].decode()
+        assert 'reason="BACKEND"} 0\n' in text
+        assert 'reason="OTHER"} 3\n' in text
 
 
 def binary(sizes: list[object], data: bytes, shape: tuple[int, ...] = (1, 3), length: str | None = None):
