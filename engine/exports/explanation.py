@@ -80,6 +80,7 @@ def as_data(session: Session, found: Explanation) -> dict[str, Any]:
                 "cosine": one.cosine,
                 "sqnr_db": one.sqnr_db,
                 "drop_db": one.drop_db,
+                "exclude": one.exclude,
             }
             for one in found.layers
         ],

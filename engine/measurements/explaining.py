@@ -193,7 +193,15 @@ def _layers(
     job.progress(3, 4, "comparing layer by layer")
     samples = job.model.fixed_batch or min(size, COMPARED_SAMPLES)
     try:
-        found = layer_errors(variant.path, against.path, job.model.example(samples), job.spec.threads, work=job.work)
+        changed = variant.record.changed
+        found = layer_errors(
+            variant.path,
+            against.path,
+            job.model.example(samples),
+            job.spec.threads,
+            work=job.work,
+            quantized=changed.touched if changed is not None else (),
+        )
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         return (), f"Errors layer by layer could not be found: {text}"

@@ -3,13 +3,17 @@
 Both graphs run as written, in float with the rounding that their Quantize/Dequantize pairs do, because a value that is
 looked at can not be fused away: errors of the kernels themselves (sums that saturate) are not in it, and
 `kernel_cosine` tells how much those add. A value that is quantized is taken behind its pair, as its readers see it.
+Layers are told by the names of the graph that is compared with: quantization takes nodes apart (`head/bias`), and only
+the name before it is one that people know and that the technique leaves in float on request.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -33,18 +37,29 @@ class Matched(NamedTuple):
     value: str
     """Its name in the variant, behind the pair where it has one."""
     reference: str
+    twin: onnx.NodeProto
+    """The other graph's node that computes the reference."""
 
 
 def layer_errors(
-    variant: Path, against: Path, inputs: dict[str, np.ndarray], threads: int, work: Path
+    variant: Path,
+    against: Path,
+    inputs: dict[str, np.ndarray],
+    threads: int,
+    work: Path,
+    quantized: Collection[str] = (),
 ) -> tuple[LayerError, ...]:
-    """The error of every value the two graphs share, in the variant's order of execution; () when they share none."""
+    """The error of every value the two graphs share, in the variant's order of execution; () when they share none.
+
+    `quantized`: names of the nodes that the variant's technique says it touched; only those can be excluded from it.
+    """
     ours, theirs = Graph(onnx.load(variant)), Graph(onnx.load(against))
     matched = _matched(ours, theirs)
     if not matched:
         return ()
     first = _session(ours.model, [one.value for one in matched], threads, work / "variant_values.onnx")
     second = _session(theirs.model, [one.reference for one in matched], threads, work / "against_values.onnx")
+    touched = frozenset(quantized)
     errors: dict[str, LayerError] = {}
     levels: dict[str, float] = {}
     for start in range(0, len(matched), AT_A_TIME):
@@ -57,9 +72,7 @@ def layer_errors(
                 continue
             level = EXACT_DB if error.sqnr_db is None else min(EXACT_DB, error.sqnr_db)
             before = min(_levels_before(ours, one.node, levels), default=EXACT_DB)
-            errors[one.node.output[0]] = LayerError(
-                node=error.node, type=error.type, cosine=error.cosine, sqnr_db=error.sqnr_db, drop_db=before - level
-            )
+            errors[one.node.output[0]] = msgspec.structs.replace(_named(error, one, touched), drop_db=before - level)
             levels[one.node.output[0]] = level
     return tuple(errors.values())
 
@@ -88,8 +101,20 @@ def _matched(ours: Graph, theirs: Graph) -> list[Matched]:
         if reference is None and twin is not None and twin.op_type == node.op_type:
             reference = twin.output[0]
         if reference is not None and _may_be_float(theirs, reference):
-            found.append(Matched(node, _behind_pair(ours, value), reference))
+            found.append(Matched(node, _behind_pair(ours, value), reference, theirs.producers[reference]))
     return found
+
+
+def _named(error: LayerError, one: Matched, quantized: Collection[str]) -> LayerError:
+    """The error under the layer's name before it was quantized, with the name that leaves it in float.
+
+    That is the other graph's name; or the variant's own, where a ReLU behind the node was absorbed; or its own without
+    the part that quantization appended, where the other graph gave its nodes no names.
+    """
+    names = (one.twin.name, one.node.name, one.node.name.rpartition("/")[0])
+    exclude = next((name for name in names if name and name in quantized), None)
+    kind = one.node.op_type if exclude == one.node.name else one.twin.op_type
+    return msgspec.structs.replace(error, node=exclude or one.twin.name or error.node, type=kind, exclude=exclude)
 
 
 def _may_be_float(graph: Graph, value: str) -> bool:

@@ -127,6 +127,8 @@ class LayerError(Record):
     """Signal to quantization noise; None: no difference at all."""
     drop_db: float | None = None
     """How much SQNR the node lost against the worst of what it reads; large where accuracy breaks."""
+    exclude: str | None = None
+    """What the technique that made the variant has to `exclude` to leave the node in float; None: it is in float."""
 
 
 class OperatorChange(Record):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from profile_jobs import GraphMaker, explain, graph_variant
-from technique_jobs import CONVOLUTIONAL, IMAGE, VNNI, apply, open_python
+from technique_jobs import CONVOLUTIONAL, IMAGE, RECURRENT, ROWS, TOKENS, TRANSFORMER, VNNI, apply, open_python
 
 from engine.measurements import explaining, profiling
 from engine.protocol import Processor
@@ -138,6 +138,34 @@ def test_the_layer_that_breaks_accuracy_stands_out(tmp_path: Path) -> None:
     assert {one.node for one in layers} == {"conv0/Conv", "conv1/Conv", "conv2/Conv"}
     worst = max((one for one in layers if one.node != "conv0/Conv"), key=lambda one: one.drop_db or 0.0)
     assert worst.node == "conv1/Conv"
+
+
+@pytest.mark.parametrize(
+    ("network", "example", "technique", "options"),
+    [
+        (TRANSFORMER, TOKENS, "quantize-dynamic", {"search": "never"}),
+        (TRANSFORMER.replace("width=32", "width=64"), TOKENS, "quantize-int4", {"form": "qdq", "method": "rtn"}),
+        (TRANSFORMER, TOKENS, "quantize-static", {"search": "never"}),
+        (RECURRENT.replace("{kind}", "LSTM"), ROWS, "quantize-dynamic", {"search": "never"}),
+        (CONVOLUTIONAL, IMAGE, "quantize-static", {"search": "never"}),
+    ],
+)
+def test_each_quantized_layer_is_told_by_the_name_that_leaves_it_in_float(
+    tmp_path: Path, network: str, example: str, technique: str, options: dict[str, object]
+) -> None:
+    exported = apply(open_python(tmp_path, network, example), "export-onnx", tmp_path)
+    made = apply(exported, technique, tmp_path, **options)
+    layers = explain(tmp_path, made, exported).layers
+    touched = made.record.changed.touched if made.record.changed else ()
+    quantized = {one.exclude for one in layers if one.exclude}
+    moves = ("Reshape", "Flatten", "Transpose", "Squeeze", "Slice", "MaxPool")
+    assert quantized >= {name for name in touched if not any(move.lower() in name.lower() for move in moves)}
+    assert all(one.exclude is None for one in layers if one.type in ("Softmax", "Erf", "LayerNormalization"))
+    for layer in [one for one in layers if one.exclude][:4]:
+        again = apply(exported, technique, tmp_path, **options, exclude=[layer.exclude])
+        changed = again.record.changed
+        assert changed is not None
+        assert layer.exclude not in changed.touched
 
 
 def test_an_export_is_explained_against_pytorch(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from driver import Dashboard
 
 from engine.client import connect
-from engine.protocol import OpenModel, StopEngine
+from engine.protocol import ApplyTechnique, OpenModel, StopEngine, Variant
 from tui.app import TrimtabApp
 
 MODEL = """
@@ -63,6 +63,29 @@ async def test_open_export_leave_and_come_back(session: Path) -> None:
         await seen.sees("● baseline", "└ export-onnx", "CPU", "tiny")
         await seen.press("end", "enter")
         await seen.sees("baseline → export-onnx", "What changed", "0/Gemm, 1/Relu")
+
+
+def _made(seen: Dashboard) -> dict[str, Variant]:
+    return {one.name: one for one in seen.app.connection.snapshot.variants}
+
+
+@pytest.mark.timeout(300)
+async def test_the_layer_that_loses_most_is_left_in_float_with_one_key(session: Path) -> None:
+    model = str(session.parent / "tiny.py")
+    async with attached(session, OpenModel(request=0, path=model, measure=False)) as seen:
+        await seen.sees("● baseline", "✓")
+        for technique, source in (("export-onnx", "baseline"), ("quantize-dynamic", "export-onnx")):
+            await seen.app.ask(ApplyTechnique(request=0, technique=technique, source=source, measure=False))
+            await seen.sees(f"└ {technique}")
+        await seen.press("end", "w")
+        await seen.sees("Why? quantize-dynamic against export-onnx", "2/Gemm", "0/Gemm")
+        await seen.press("x")
+        await seen.press("escape")
+        await seen.until(lambda: "quantize-dynamic-less-1" in _made(seen), "the variant made again")
+        made = _made(seen)["quantize-dynamic-less-1"]
+        assert made.parameters["exclude"] in (["0/Gemm"], ["2/Gemm"])
+        assert made.changed is not None
+        assert len(made.changed.touched) == 1
 
 
 @pytest.mark.timeout(120)

@@ -105,12 +105,16 @@ class ExplainScreen(Screen[None]):
     def action_exclude(self) -> None:
         """Make the variant again with the layer under the cursor left in float."""
         app = cast("TrimtabApp", self.app)
-        layer = self.query_one(LineTable).key
+        key = self.query_one(LineTable).key
         variant = self._variant
-        if layer is None:
+        found = explanation_of(app.connection.snapshot, variant.id, self._against)
+        layer = next((one.exclude for one in found.layers if one.node == key), None) if found else None
+        if key is None:
             app.say("There is no layer to leave in float.")
         elif variant.parent is None or "exclude" not in variant.parameters:
             app.say(f"{clean(variant.technique or 'The baseline', 60)} leaves no layers out on request.")
+        elif layer is None:
+            app.say(f"{clean(key, 60)} was not quantized by {clean(variant.name, 40)}: it is in float already.")
         else:
             excluded = [*variant.parameters["exclude"], layer]
             command = ApplyTechnique(
@@ -182,10 +186,11 @@ def layer_rows(layers: tuple[LayerError, ...]) -> list[Row]:
     rows = []
     for one in sorted(layers, key=lambda one: -(one.drop_db or 0.0)):
         role = "bad" if (one.drop_db or 0.0) > NOTABLE_LOSS_DB else ""
+        kind = clean(one.type, 30) + ("" if one.exclude else ", float")
         decibels = [figures.UNKNOWN if value is None else f"{value:.1f}" for value in (one.sqnr_db, one.drop_db)]
         text = f"   {one.cosine:>8.4f}{decibels[0]:>9}{decibels[1]:>9}  "
         rows.append(
-            Row(one.node, ((text, role), (clean(one.node, 60), "strong"), (f"  {clean(one.type, 30)}", "muted")))
+            Row(one.node, ((text, role), (clean(one.node, 60), "strong"), (f"  {kind}", "muted")))
         )
     return rows
 

@@ -41,7 +41,8 @@ ANSWER = Explanation(
     missing_features=("vnni",),
     layers=(
         LayerError(node="quiet", type="Conv", cosine=0.9999, sqnr_db=40.0, drop_db=1.0),
-        LayerError(node="loud", type="Add", cosine=0.91, sqnr_db=7.5, drop_db=22.5),
+        LayerError(node="loud", type="Add", cosine=0.91, sqnr_db=7.5, drop_db=22.5, exclude="loud"),
+        LayerError(node="softmax", type="Softmax", cosine=0.9, sqnr_db=7.0, drop_db=0.5),
     ),
 )
 
@@ -85,6 +86,20 @@ async def test_the_layer_that_breaks_accuracy_is_left_out_with_one_key() -> None
         assert (command.technique, command.source) == ("quantize-static", "v1")
         assert command.parameters == {"exclude": ["first", "loud"]}
         assert command.name == "int8-less-2"
+
+
+async def test_a_layer_that_was_never_quantized_is_not_left_in_float_once_more() -> None:
+    work = scenes.work()
+    variants = tuple(
+        msgspec.structs.replace(one, parameters={"exclude": []}) if one.id == "v2" else one for one in work.variants
+    )
+    known = msgspec.structs.replace(work, variants=variants, measurements=(*work.measurements, ANSWER))
+    async with dashboard(known, size=(110, 40)) as seen:
+        await seen.press("down", "down", "w")
+        await seen.sees("loud", "Softmax, float")
+        await seen.press("end", "x")
+        await seen.sees("softmax was not quantized by int8: it is in float already")
+        assert not any(isinstance(one, ApplyTechnique) for one in seen.engine.asked)
 
 
 async def test_the_baseline_has_nothing_to_be_explained() -> None:
