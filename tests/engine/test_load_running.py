@@ -133,6 +133,33 @@ def test_a_knob_that_does_not_fit_is_refused_in_the_log_and_changes_nothing(benc
     assert bench.ticks[-1].knobs.rate is None
 
 
+def test_a_knob_that_fails_is_said_in_the_log_and_those_after_it_still_turn(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[str] = []
+    bench.job.log = logged.append  # type: ignore[method-assign]
+    plain = ModelCopies.runs
+
+    def scarce(copies: ModelCopies, count: int):
+        if count > 1:
+            raise RuntimeError("CUDA out of memory.\nTried to allocate 2 GiB.")
+        return plain(copies, count)
+
+    monkeypatch.setattr(ModelCopies, "runs", scarce)
+    steering = bench.when_ticking(
+        Steer(knobs=LoadKnobs(concurrency=3, instances=8)),
+        Steer(knobs=LoadKnobs(max_batch_size=2)),
+        Steer(stop=True),
+    )
+    began = time.monotonic()
+    test = bench.run(concurrency=2, seconds=60, warm_up_seconds=0.0)
+    steering.join()
+    assert time.monotonic() - began < 30
+    assert logged == ["Not changed: RuntimeError: CUDA out of memory. Tried to allocate 2 GiB."]
+    assert [mark.text for mark in test.marks] == ["concurrency 3", "max batch 2"]
+    assert any("changed while it ran" in note for note in test.notes)
+
+
 def test_a_pause_stops_the_sending_and_stop_keeps_what_was_measured(bench: Bench) -> None:
     def act() -> None:
         assert bench.ticked.wait(30)

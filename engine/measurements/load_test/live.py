@@ -34,7 +34,6 @@ class LiveTest:
         self.stage, self.settings, self.target, self.generator, self.phase = stage, settings, target, generator, phase
         self.stop_saturated = False
         self.turned = False
-        self.marks: list[LoadMark] = []
         self._knobs = knobs_of(settings)
         self._samples: list[tuple[float, TelemetrySample]] = []
         self._backlog: list[tuple[float, int]] = []
@@ -53,21 +52,26 @@ class LiveTest:
             ticking.join(timeout=5.0)
 
     def turn(self, knobs: LoadKnobs) -> None:
-        """Change what is given. Raises ValueError with a sentence; what came before it is changed."""
-        generator, asked = self.generator, {name: getattr(knobs, name) for name in LoadKnobs.__struct_fields__}
+        """Change what is given. Raises what a knob raises (ValueError with a sentence); those before it are changed."""
+        generator = self.generator
         if knobs.rate is not None:
             generator.set_rate(knobs.rate)
+            self._turned(rate=knobs.rate)
         if knobs.concurrency is not None:
             generator.set_concurrency(knobs.concurrency)
+            self._turned(concurrency=knobs.concurrency)
         if knobs.paused is not None and knobs.paused != self._knobs.paused:
             (generator.pause if knobs.paused else generator.resume)()
-        batching = {name: asked[name] for name in ("max_batch_size", "max_wait_ms", "instances")}
+            self._turned(paused=knobs.paused)
+        batching = {name: getattr(knobs, name) for name in ("max_batch_size", "max_wait_ms", "instances")}
         wanted = {name: value for name, value in batching.items() if value is not None}
         if wanted:
             self._set_batching(wanted)
-        given = {name: value for name, value in asked.items() if value is not None}
+            self._turned(**wanted)
+
+    def _turned(self, **given: float | bool) -> None:
         self._knobs = msgspec.structs.replace(self._knobs, **given)
-        self.turned = self.turned or bool(given)
+        self.turned = True
 
     def _set_batching(self, wanted: dict[str, float]) -> None:
         if not isinstance(self.target, BatcherTarget):
@@ -81,6 +85,11 @@ class LiveTest:
         executor.set_policy(policy, copies)
         words = {"max_batch_size": "max batch", "max_wait_ms": "max wait ms", "instances": "instances"}
         self.generator.mark(", ".join(f"{words[name]} {value:g}" for name, value in wanted.items()))
+
+    @property
+    def marks(self) -> tuple[LoadMark, ...]:
+        """What was changed so far, also after the last tick."""
+        return tuple(LoadMark(seconds=mark.time, text=mark.text) for mark in self.generator.marks)
 
     # --- ticks -------------------------------------------------------------------------------------
 
@@ -101,9 +110,8 @@ class LiveTest:
         self._backlog.append((figures.time, figures.outstanding))
         depth, sizes = self._batches()
         gpu = sample.gpus[self._gpu_index()] if self._gpu_index() < len(sample.gpus) else None
-        marks = tuple(LoadMark(seconds=mark.time, text=mark.text) for mark in self.generator.marks[self._told :])
+        marks = self.marks[self._told :]
         self._told += len(marks)
-        self.marks += marks
         job, load = self.stage.job, self.generator.load
         warm = figures.time >= load.warm_up_seconds
         sending = not self.generator.sending_ended

@@ -29,6 +29,7 @@ from ...protocol import (
 )
 from ...runtimes import RuntimeUnavailable
 from ...runtimes.copies import ModelCopies
+from ...safety import clean_text
 from ...telemetry import Telemetry
 from ..conditions import OtherWork, conditions
 from .generator import LoadGenerator
@@ -162,7 +163,7 @@ class LoadStage:
             settings=settings,
             summary=summary,
             use=live.use(summary.completed),
-            marks=tuple(live.marks),
+            marks=live.marks,
             notes=(*self.notes, *notes),
             saturated=live.saturated(),
             search=search,
@@ -226,8 +227,8 @@ class LoadStage:
             return
         try:
             live.turn(message.knobs)
-        except (ValueError, RuntimeUnavailable) as error:
-            self.job.log(f"Not changed: {error}.")
+        except Exception as error:  # whatever it was: this thread has to hear the next knob, and stop
+            self.job.log(f"Not changed: {_why(error)}.")
         if message.stop:
             live.generator.stop()
 
@@ -238,6 +239,12 @@ class LoadStage:
                 return None
             time.sleep(HEAR_SECONDS)
         return live
+
+
+def _why(error: Exception) -> str:
+    """An error on one line, without its full stop; what says nothing by itself carries its type."""
+    text = clean_text(" ".join(str(error).split()), 300).rstrip(".")
+    return text if text and isinstance(error, ValueError | RuntimeUnavailable) else f"{type(error).__name__}: {text}"
 
 
 def policy_of(settings: LoadSettings) -> BatchPolicy:
