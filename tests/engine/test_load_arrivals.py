@@ -55,7 +55,7 @@ def test_a_new_rate_bends_what_is_to_come_and_nothing_else() -> None:
 
 def test_a_pause_puts_off_the_rest() -> None:
     schedule = Schedule("constant", 10, 2.0)
-    schedule.shift(0.55, 1.0)
+    schedule.shift(5, 1.0)
     assert schedule.times[:7] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 1.6, 1.7])
     assert schedule.times[-1] < 2.0
 

@@ -302,6 +302,25 @@ def test_a_pause_sends_nothing_and_puts_the_schedule_off() -> None:
     assert np.diff(record.scheduled[: record.count]).max() > 0.1
 
 
+def test_a_pause_is_no_ones_latency_not_even_of_those_due_as_it_begins() -> None:
+    """The generator hears of the pause while it sends: by then the next requests are due and not sent yet."""
+    generator: LoadGenerator
+
+    def answer(request: Request) -> int:
+        if request.tag == 20:
+            generator.pause()
+            time.sleep(0.03)
+            threading.Timer(0.5, generator.resume).start()
+        return COMPLETED
+
+    generator = LoadGenerator(Answering(answer), POOL, Load(arrivals="constant", rate=100, seconds=3, requests=60))
+    record = generator.run()
+    assert record.count == 60
+    waited = record.scheduled[21] - record.scheduled[20]
+    assert 0.5 <= waited < 2
+    assert (record.finished[:60] - record.scheduled[:60]).max() < 0.3
+
+
 def _still(generator: LoadGenerator) -> bool:
     before = generator.record.count
     time.sleep(0.12)  # longer than the generator looks away

@@ -51,11 +51,11 @@ class Schedule:
         self._drawn = len(kept)
         self.times = self._continue(kept, now, rate)
 
-    def shift(self, now: float, by: float) -> None:
-        """Put off what is still to come (the run was paused)."""
-        due = np.searchsorted(self.times, now, side="right")
-        later = self.times[due:] + by
-        self.times = np.concatenate([self.times[:due], later[later < self._seconds]])
+    def shift(self, sent: int, by: float) -> None:
+        """Put off all but the first `sent` arrivals (the run was paused): those that were due already come with them,
+        or the pause would be counted as their latency. What would then come after the end is left out."""
+        later = self.times[sent:] + by
+        self.times = np.concatenate([self.times[:sent], later[later < self._seconds]])
 
     def _continue(self, kept: Times, start: float, rate: float) -> Times:
         parts, last = [kept], start

@@ -173,7 +173,7 @@ class LoadGenerator:
         while number < len(times) and number < limit and not self._stopped:
             now = self._now()
             if self._paused:
-                self._wait_out_pause(schedule, now)
+                self._wait_out_pause(schedule, number)
                 times = self._follow(schedule)
                 continue
             if self._new_rate is not None:
@@ -230,10 +230,11 @@ class LoadGenerator:
     def _draw(self) -> None:
         self._drawn += self._random.integers(len(self._pool), size=DRAWN_AT_ONCE).tolist()
 
-    def _wait_out_pause(self, schedule: Schedule, now: float) -> None:
+    def _wait_out_pause(self, schedule: Schedule, sent: int) -> None:
+        began = self._now()
         while self._paused and not self._stopped:
             time.sleep(LONGEST_SLEEP / 5)
-        schedule.shift(now, self._now() - now)
+        schedule.shift(sent, self._now() - began)
 
     def _follow(self, schedule: Schedule) -> list[float]:
         """The schedule as it is now, laid down in the record. A list: its floats are read one by one."""
