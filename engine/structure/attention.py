@@ -1,8 +1,9 @@
 """Attention heads: where they are, which columns belong to one, and how the module is told that some are gone.
 
-A module counts as attention when it says how many heads it has (`num_heads`, `heads`, …) and its projections are
-linear layers. Heads are contiguous blocks of the output projection's input, which is how every implementation that
-reshapes to (batch, tokens, heads, size) lays them out.
+A group of layers counts as attention when a module around them says how many heads it has (`num_heads`, `heads`, …)
+and one linear layer reads a third of what the others make: queries, keys and values of the same width. That keeps the
+multi-layer perceptron of a block that has both apart from its attention. Heads are contiguous blocks of the output
+projection's input, which is how every implementation that reshapes to (batch, tokens, heads, size) lays them out.
 """
 
 from __future__ import annotations
@@ -91,26 +92,26 @@ def find_owner(layer: str, module: nn.Module) -> str | None:
     return None
 
 
-def heads_of(module: nn.Module, owner: str, group: Any) -> Heads | str:
-    """The heads of the attention module at `owner`, given Torch-Pruning's group of one of its projections.
+def heads_of(module: nn.Module, owner: str, group: Any) -> Heads | str | None:
+    """The heads of the attention at `owner`, given Torch-Pruning's group of one of its projections.
 
-    A string instead says why they are not offered.
+    A string instead says why they are not offered; None says that these layers are no attention.
     """
     import torch_pruning as tp
 
+    makers, readers = _linears(group, tp.prune_linear_out_channels), _linears(group, tp.prune_linear_in_channels)
+    if _is_perceptron(makers, readers):
+        return None
     place = module.get_submodule(owner)
     attribute, count = _head_count(place) or ("", 0)
     for name in KEY_VALUE_COUNTS:
         if getattr(place, name, count) != count:
             return "several heads share their keys and values"
-    readers = [
-        item.dep.target.module
-        for item in group
-        if isinstance(item.dep.target.module, nn.Linear) and item.dep.handler == tp.prune_linear_in_channels
-    ]
     if len(readers) != 1:
         return "no single linear layer reads all heads"
     output = readers[0]
+    if sum(maker.out_features for maker in makers) != 3 * output.in_features:
+        return "its queries, keys and values are not of one width"
     if count < 1 or output.in_features % count:
         return f"its {output.in_features} columns do not divide into {count} heads"
     return Heads(place, attribute, output, count, output.in_features // count)
@@ -137,6 +138,20 @@ def silence(output: nn.Module, heads: Heads, chosen: Sequence[int]) -> None:
     """Zero what these heads feed into the output projection: the network as if they were not there."""
     assert isinstance(output, nn.Linear)
     output.weight[:, heads.columns(chosen)] = 0
+
+
+def _linears(group: Any, prune: Any) -> list[nn.Linear]:
+    """The linear layers that a group prunes in this way, each once."""
+    found = (item.dep.target.module for item in group if item.dep.handler == prune)
+    return list(dict.fromkeys(layer for layer in found if isinstance(layer, nn.Linear)))
+
+
+def _is_perceptron(makers: list[nn.Linear], readers: list[nn.Linear]) -> bool:
+    """Whether what the makers make is read as it is, or is first halved by a gate, as in SwiGLU."""
+    widths = {reader.in_features for reader in readers}
+    made = [maker.out_features for maker in makers]
+    plain = len(makers) <= 2 and set(made) <= widths
+    return plain or (len(makers) == 1 and len(widths) == 1 and made[0] == 2 * next(iter(widths)))
 
 
 def _head_count(module: nn.Module) -> tuple[str, int] | None:

@@ -11,6 +11,7 @@ network in which the same units are silent. What failed, or is not ours to chang
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
 import fnmatch
@@ -93,7 +94,8 @@ class PrunableNetwork:
             if isinstance(layer, nn.MultiheadAttention):
                 self.left.append(Left(name=name, reason=KEEPS_HEADS))
         self._graph = self._trace(bool(recurrent))
-        groups = [*self._graph_groups(), *(self._recurrent_group(layer) for layer in recurrent)]
+        followed = self._without_shared_counts(list(self._graph_groups()))
+        groups = [*followed, *(self._recurrent_group(layer) for layer in recurrent)]
         self.groups: list[Group] = []
         for group in groups:
             if any(fnmatch.fnmatch(member, pattern) for member in group.members for pattern in protect):
@@ -188,17 +190,26 @@ class PrunableNetwork:
                 self.left.append(Left(name=name, reason=reason))
                 continue
             owner = attention.find_owner(name, self.module)
-            if owner is not None:
-                heads = attention.heads_of(self.module, owner, found)
-                if isinstance(heads, str):
-                    self.left.append(Left(name=name, reason=heads))
-                else:
-                    one = self._graph.get_pruning_group(heads.output, tp.prune_linear_in_channels, heads.columns([0]))
-                    heads.packed = attention.packed_projection(heads, one)
-                    yield Group(owner, "heads", heads.count, members, root=root, root_name=name, heads=heads)
+            heads = attention.heads_of(self.module, owner, found) if owner is not None else None
+            if isinstance(heads, str):
+                self.left.append(Left(name=name, reason=heads))
+                continue
+            if heads is not None:
+                one = self._graph.get_pruning_group(heads.output, tp.prune_linear_in_channels, heads.columns([0]))
+                heads.packed = attention.packed_projection(heads, one)
+                place = owner or self._names[heads.output]
+                yield Group(place, "heads", heads.count, members, root=root, root_name=name, heads=heads)
                 continue
             kind: Kind = "neurons" if isinstance(root, nn.Linear) else "channels"
             yield Group(name, kind, len(found[0].idxs), members, root=root, root_name=name)
+
+    def _without_shared_counts(self, groups: list[Group]) -> list[Group]:
+        """Without attentions whose number of heads another one has, too: one alone could not lose any."""
+        owners = collections.Counter(group.heads.owner for group in groups if group.heads is not None)
+        for group in groups:
+            if group.heads is not None and owners[group.heads.owner] > 1:
+                self.left.append(Left(name=group.root_name, reason="it shares its number of heads with another one"))
+        return [group for group in groups if group.heads is None or owners[group.heads.owner] == 1]
 
     def _endless(self, layer: nn.Module) -> None:
         self.left.append(Left(name=self._names[layer], reason="Torch-Pruning finds no end following what hangs on it"))

@@ -183,13 +183,44 @@ class Net(nn.Module):
         return self.head(torch.relu(self.last(torch.relu(self.grouped(x)))).mean((2, 3)))
 """
 
+INLINE = """
+class Block(nn.Module):
+    '''Attention and perceptron written out in one module, as in many a tutorial.'''
+
+    def __init__(self, width=32, heads=4):
+        super().__init__()
+        self.num_heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.fc2(torch.relu(self.fc1(self.norm2(x))))
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.blocks = nn.Embedding(100, 32), nn.Sequential(Block(), Block())
+        self.tags = nn.Linear(32, 5)
+
+    def forward(self, input_ids):
+        return self.tags(self.blocks(self.words(input_ids)))
+"""
+
+TORCHVISION_VIT = """VisionTransformer(
+        image_size=64, patch_size=16, num_layers=2, num_heads=4, hidden_dim=64, mlp_dim=256, num_classes=10)"""
+
 ZOO = {
     "torchvision-resnet18": IMAGES + TORCHVISION + TORCHVISION_MODEL % "resnet18(num_classes=10)",
     "torchvision-mobilenet": IMAGES + TORCHVISION + TORCHVISION_MODEL % "mobilenet_v3_small(num_classes=10)",
+    "torchvision-vit": IMAGES + TORCHVISION + TORCHVISION_MODEL % TORCHVISION_VIT,
     "transformers-bert": TOKENS + TEXT_LABELS + TORCHVISION + HUGGING_FACE % BERT,
     "transformers-vit": IMAGES + TORCHVISION + HUGGING_FACE % VIT,
     "transformers-gpt2": TOKENS + TOKEN_LABELS.replace("% 5", "") + TORCHVISION + HUGGING_FACE % GPT2,
     "transformers-llama": TOKENS + TOKEN_LABELS.replace("% 5", "") + TORCHVISION + HUGGING_FACE % LLAMA,
+    "inline": TOKENS + TOKEN_LABELS + INLINE + OWN,
     "tagger": TOKENS + TOKEN_LABELS + TAGGER + OWN,
     "unet": IMAGES.replace("64, 64", "32, 32").partition("def train_data")[0] + UNET + OWN,
     "dense": IMAGES + DENSE + OWN,

@@ -70,6 +70,52 @@ def test_a_foreign_network_gets_smaller_runs_and_exports(name, tmp_path):
     assert path.stat().st_size < 0.85 * before.path.stat().st_size
 
 
+@pytest.mark.parametrize(
+    ("name", "perceptron", "heads"),
+    [("inline", "blocks.0.fc1", "blocks.0"), ("torchvision-vit", "encoder.layers.encoder_layer_0.mlp.0", None)],
+)
+def test_the_perceptron_of_a_block_that_counts_heads_is_no_attention(name, perceptron, heads, tmp_path):
+    model = opened(name, tmp_path)
+    variant, files = made_by(prune_structured, model, tmp_path, PruneStructured(ratio=0.5, fine_tune_epochs=0))
+    module, before = variant.module(), model.module()
+    half = before.get_submodule(perceptron).out_features // 2
+    assert module.get_submodule(perceptron).out_features == half >= 64
+    assert len(set(files.changed.touched)) == len(files.changed.touched) == (4 if heads else 2)
+    if heads is not None:
+        block = module.get_submodule(heads)
+        assert (block.num_heads, block.qkv.out_features, block.out.in_features) == (2, 48, 16)
+    else:
+        reasons = {left.name: left.reason for left in files.changed.left}
+        assert "MultiheadAttention" in reasons["encoder.layers.encoder_layer_0.self_attention"]
+    exported(variant, tmp_path)
+
+
+def test_attentions_that_share_one_number_of_heads_are_left_with_the_reason():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads = 4
+            self.first, self.first_out = nn.Linear(32, 96), nn.Linear(32, 32)
+            self.second, self.second_out = nn.Linear(32, 96), nn.Linear(32, 32)
+            self.hidden, self.head = nn.Linear(32, 64), nn.Linear(64, 5)
+
+        def attend(self, x, qkv, out):
+            q, k, v = qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+            return out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+        def forward(self, x):
+            x = x + self.attend(x, self.first, self.first_out)
+            x = x + self.attend(x, self.second, self.second_out)
+            return self.head(torch.relu(self.hidden(x)))
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 32)
+    network = PrunableNetwork(Twice().eval(), lambda m: m(x))
+    assert [(group.name, group.kind) for group in network.groups] == [("hidden", "neurons")]
+    reasons = {left.name: left.reason for left in network.left}
+    assert all("shares its number of heads" in reasons[name] for name in ("first", "second"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchvision-resnet18", "transformers-bert"])
 def test_a_student_derived_from_a_foreign_network_learns_and_exports(name, tmp_path):
