@@ -148,6 +148,7 @@ def test_document(session: Session, test: LoadTest) -> dict[str, Any]:
         "rejected": summary.rejected,
         "failed": summary.failed,
         "unanswered": summary.unanswered,
+        "dropped": summary.dropped,
         "lag_ms": summary.lag_ms,
         "utilization": {
             "cpu": test.use.cpu,

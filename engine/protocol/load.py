@@ -170,8 +170,11 @@ class LoadSummary(Record, kw_only=True):
     completed: int
     rejected: int
     failed: int
-    """Failed, expired or closed."""
+    """Failed or expired."""
     unanswered: int
+    """Given up when the run ended: with any the run is not valid."""
+    dropped: int = 0
+    """Never sent, for the sender itself had no room: with any the run is not valid."""
     latency_ms: dict[str, Percentile] = {}
     """"p50", "p90", "p95", "p99", "p999", from the scheduled arrival to the answer; without enough requests for a
     claim there is no `at_most`."""

@@ -17,7 +17,7 @@ from engine.measurements.load_test.generator import LoadGenerator
 from engine.measurements.load_test.record import Record
 from engine.measurements.load_test.request import Load
 from engine.measurements.load_test.summary import summarise
-from engine.measurements.load_test.target import BatcherTarget
+from engine.measurements.load_test.target import BatcherTarget, Dropped
 from engine.protocol import LoadSummary
 
 POOL = [{"x": np.full((1, 2), float(value))} for value in range(10)]
@@ -199,7 +199,45 @@ def test_a_run_with_unanswered_requests_is_invalid() -> None:
     _, _, summary = run(Answering(answer), load)
     assert not summary.valid
     assert summary.unanswered == 1
-    assert "1 requests were never answered" in summary.reasons
+    assert summary.reasons[0].startswith("1 requests were never answered: they were given up 0.1 s after the last one")
+
+
+def test_requests_that_the_end_cut_off_make_a_run_invalid() -> None:
+    """The batcher hands back unrun what waits at the end: that is no failure of the model, and no answer either."""
+    slow = BatcherTarget(sleeping(0.1), BatchPolicy(max_batch_size=1, max_wait_ms=0))
+    _, record, summary = run(slow, Load(arrivals="constant", rate=100, seconds=0.5, drain_seconds=0.3))
+    assert summary.completed > 0
+    assert summary.failed == 0
+    assert summary.unanswered == record.count - summary.completed > 20
+    assert not summary.valid
+    assert "were never answered" in summary.reasons[0]
+
+
+def test_requests_that_had_no_room_here_make_a_run_invalid_and_are_no_rejections() -> None:
+    def answer(request: Request) -> int:
+        if request.tag % 4 == 0:
+            raise Dropped("no connection is free")
+        return COMPLETED
+
+    _, _, summary = run(Answering(answer), Load(arrivals="closed", requests=100))
+    assert (summary.completed, summary.rejected, summary.failed, summary.dropped) == (75, 0, 0, 25)
+    assert not summary.valid
+    assert summary.reasons[0].startswith("25 requests were dropped here and never sent")
+
+
+def test_a_model_that_ended_its_thread_makes_a_run_invalid() -> None:
+    def ends(inputs: Arrays) -> Arrays:
+        if ends.left == 0:  # type: ignore[attr-defined]
+            raise SystemExit
+        ends.left -= 1  # type: ignore[attr-defined]
+        return double(inputs)
+
+    ends.left = 20  # type: ignore[attr-defined]
+    target = BatcherTarget(ends, BatchPolicy(max_batch_size=1, max_wait_ms=0))
+    _, _, summary = run(target, Load(arrivals="constant", rate=200, seconds=0.5))
+    assert summary.rejected == 0
+    assert summary.unanswered > 10
+    assert not summary.valid
 
 
 def test_a_run_whose_generator_fell_behind_is_invalid() -> None:

@@ -154,6 +154,29 @@ def test_a_full_queue_and_a_passed_deadline_are_told_apart(way):
         assert sorted(generator.record.status[:3].tolist()) == sorted([COMPLETED, EXPIRED, REJECTED])
 
 
+def test_what_found_no_connection_here_is_no_rejection_by_the_server():
+    release, runs = threading.Event(), []
+
+    def stuck(inputs):
+        runs.append(1)
+        if len(runs) > 1:
+            release.wait(30)
+        return {"y": inputs["x"]}
+
+    with serving(stuck, max_batch_size=1) as server:
+        target = open_target(LoadSettings(url=server.url, rate=200, max_queue_size=3), POOL)
+        target._most = 2
+        load = Load(arrivals="constant", rate=200, seconds=0.5, drain_seconds=20)
+        threading.Timer(0.8, release.set).start()
+        generator, record = run(target, load)
+        summary = summarise(record, load, generator.sending_ended)
+    assert summary.completed > 0
+    assert summary.rejected == 0
+    assert summary.dropped > 50
+    assert not summary.valid
+    assert "dropped here and never sent" in summary.reasons[0]
+
+
 def test_what_is_under_way_at_the_end_is_handed_back_too():
     release, runs = threading.Event(), []
 

@@ -87,7 +87,8 @@ def ended(test: LoadTest, width: int, height: int) -> list[Line]:
     for name, spread in (("queue", summary.queue_ms), ("compute", summary.compute_ms)):
         if spread:
             lines.append(pair(name, figures.milliseconds(spread["mean"]), "ms mean"))
-    for name, count in (("rejected", summary.rejected), ("failed", summary.failed), ("unanswered", summary.unanswered)):
+    for name in ("rejected", "failed", "unanswered", "dropped"):
+        count = getattr(summary, name)
         if count or name == "rejected":
             lines.append(pair(name, figures.count(count), role="bad" if count else ""))
     lines.append(pair("CPU", percent(use.cpu), "%"))

@@ -19,12 +19,12 @@ import numpy as np
 
 from ...batching.arrays import Arrays, describe
 from ...batching.executor import clock
-from ...batching.policy import Rejected
-from ...batching.queue import FOREVER, REJECTED, Key, Request
+from ...batching.policy import BatcherClosed, Rejected
+from ...batching.queue import CLOSED, FOREVER, REJECTED, Key, Request
 from .arrivals import Schedule
-from .record import LiveFigures, Mark, Record, look_at
+from .record import DROPPED, LiveFigures, Mark, Record, look_at
 from .request import Load
-from .target import Target
+from .target import Dropped, Target
 
 Drawable = tuple[Arrays, int, Key]
 """Inputs of one request, their rows, and what they can share a batch with."""
@@ -207,7 +207,7 @@ class LoadGenerator:
             number += 1
 
     def _send(self, record: Record, number: int, now: float) -> bool:
-        """False if it was turned away."""
+        """False if it was turned away, or had no room."""
         if number >= len(self._drawn):
             self._draw()
         inputs, rows, key = self._pool[self._drawn[number]]
@@ -218,9 +218,10 @@ class LoadGenerator:
         record.count = number + 1
         try:
             self._target.send(Request(inputs, rows, key, load.priority, deadline, None, number))
-        except Rejected:
+        except (Rejected, Dropped) as error:
+            ended = isinstance(error, BatcherClosed)  # the model ended its thread: nobody will answer any more
             with self._lock:
-                record.status[number] = REJECTED
+                record.status[number] = CLOSED if ended else DROPPED if isinstance(error, Dropped) else REJECTED
                 record.finished[number] = self._now()
                 self._order[self._settled] = number
                 self._settled += 1

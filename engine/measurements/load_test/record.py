@@ -9,9 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ...batching.queue import COMPLETED, REJECTED
+from ...batching.queue import COMPLETED, REJECTED, STATUS_NAMES
 
 Floats = npt.NDArray[np.float64]
+
+DROPPED = len(STATUS_NAMES)
+"""A status beside the batcher's own: the sender itself had no room for the request, so it was never sent."""
 
 
 @dataclass(slots=True)
@@ -33,7 +36,7 @@ class Record:
     batch_rows: npt.NDArray[np.int32]
     rows: npt.NDArray[np.int32]
     status: npt.NDArray[np.int8]
-    """See `batching.queue.STATUS_NAMES`; 0 was never answered."""
+    """See `batching.queue.STATUS_NAMES`, and `DROPPED`; 0 was never answered."""
 
     @classmethod
     def empty(cls, capacity: int) -> "Record":

@@ -25,13 +25,14 @@ import numpy as np
 
 from ...batching.arrays import Arrays
 from ...batching.executor import Deliver, clock
-from ...batching.policy import BatcherClosed, DeadlineExceeded, QueueFull
+from ...batching.policy import BatcherClosed, DeadlineExceeded
 from ...batching.queue import CLOSED, COMPLETED, EXPIRED, FAILED, REJECTED, Request
 from ...protocol import Conditions, LoadSettings, LoadSummary
 from ...runtimes import RuntimeUnavailable
 from ...safety import clean_text
 from .server_channel import Answer, Channel, Connection, Unreachable, mismatch
 from .server_http import HttpChannel
+from .target import Dropped
 
 FIRST_CONNECTIONS = 8
 """Opened before the load begins; more as they are needed."""
@@ -93,7 +94,7 @@ class ServerTarget:
     def send(self, request: Request) -> None:
         """See `Target`."""
         if len(self._line) >= self.settings.max_queue_size:
-            raise QueueFull(f"{self.settings.max_queue_size} requests wait for a connection already")
+            raise Dropped(f"{self.settings.max_queue_size} requests wait for a connection already")
         if self._closed:
             raise BatcherClosed("the load test has ended")
         self._line.append(request)

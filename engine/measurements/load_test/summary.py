@@ -1,17 +1,18 @@
 """What a load test found, with the bounds that hold and the reasons why it may not count.
 
 A summary is of the requests scheduled after the warm-up. Latency counts from the scheduled arrival to the answer,
-over completed requests; those rejected, failed or never answered are late whatever the limit.
+over completed requests; those rejected, failed or never answered are late whatever the limit. Never answered are also
+those that the target handed back unrun when the run ended (CLOSED); dropped those that never left this machine.
 """
 
 from typing import Literal
 
 import numpy as np
 
-from ...batching.queue import COMPLETED, REJECTED
+from ...batching.queue import CLOSED, COMPLETED, REJECTED
 from ...protocol import LoadSummary, Percentile
 from .percentiles import CONFIDENCE, late_allowed, quantile, requests_needed
-from .record import Floats, Record
+from .record import DROPPED, Floats, Record
 from .request import Load
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}
@@ -39,8 +40,9 @@ def summarise(record: Record, load: Load, ended: float) -> LoadSummary:
     in_time = done[finished[done] <= ended]
     lag = np.sort(sent[chosen] - scheduled[chosen])
     rejected = int((status == REJECTED).sum())
-    unanswered = int((status < COMPLETED).sum())
-    reasons = _reasons(load, latency, lag, unanswered, len(done))
+    unanswered = int(((status < COMPLETED) | (status == CLOSED)).sum())
+    dropped = int((status == DROPPED).sum())
+    reasons = _reasons(load, latency, lag, unanswered, dropped, len(done))
     return LoadSummary(
         scenario=load.scenario,
         requests_for_p99=requests_needed(0.99),
@@ -52,8 +54,9 @@ def summarise(record: Record, load: Load, ended: float) -> LoadSummary:
         rows_per_s=float(record.rows[in_time].sum()) / seconds,
         completed=len(done),
         rejected=rejected,
-        failed=len(chosen) - len(done) - rejected - unanswered,
+        failed=len(chosen) - len(done) - rejected - unanswered - dropped,
         unanswered=unanswered,
+        dropped=dropped,
         latency_ms={name: _percentile(latency, share) for name, share in QUANTILES.items()} if len(done) else {},
         queue_ms=_spread(record.taken[done] - sent[done]),
         forming_ms=_spread(record.started[done] - record.taken[done]),
@@ -67,13 +70,21 @@ def summarise(record: Record, load: Load, ended: float) -> LoadSummary:
     )
 
 
-def _reasons(load: Load, latency: Floats, lag: Floats, unanswered: int, completed: int) -> list[str]:
+def _reasons(load: Load, latency: Floats, lag: Floats, unanswered: int, dropped: int, completed: int) -> list[str]:
     """Why the run does not count; empty if it does."""
     reasons = []
-    if not completed:
-        return ["no request was completed"]
     if unanswered:
-        reasons.append(f"{unanswered} requests were never answered")
+        reasons.append(
+            f"{unanswered} requests were never answered: they were given up {load.drain_seconds:g} s after the last one"
+            " was sent. Lower the load"
+        )
+    if dropped:
+        reasons.append(
+            f"{dropped} requests were dropped here and never sent: every connection was busy, and max_queue_size"
+            " requests waited for one. Lower the load, or raise max_queue_size"
+        )
+    if not completed:
+        return ["no request was completed", *reasons]
     if load.open_loop:
         basis = load.slo_p99_ms * 1e-3 if load.slo_p99_ms else float(np.quantile(latency, 0.99))
         limit = max(LAG_OF_LIMIT * basis, LAG_SECONDS)

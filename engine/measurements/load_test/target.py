@@ -9,6 +9,10 @@ from ...batching.policy import BatchPolicy
 from ...batching.queue import Request
 
 
+class Dropped(Exception):
+    """The sender itself had no room for the request: it says nothing about the service, and the run does not count."""
+
+
 class Target(Protocol):
     """What a load is sent to."""
 
@@ -16,7 +20,7 @@ class Target(Protocol):
         """Be ready. `deliver` takes every accepted request back once, from any thread."""
 
     def send(self, request: Request) -> None:
-        """Must not block. Raises `Rejected` for a request that is not accepted."""
+        """Must not block. Raises `Rejected` for a request that is not accepted, `Dropped` where it never got so far."""
 
     def close(self) -> None:
         """Answer what can be answered at once, and end."""
