@@ -17,6 +17,8 @@ import onnx
 import onnxruntime
 from onnx import helper
 
+from .sessions import open_session
+
 Method = Literal["min-max", "percentile", "entropy", "mse"]
 
 BINS = 2048
@@ -144,7 +146,7 @@ def observed_session(model: onnx.ModelProto, names: Sequence[str], threads: int 
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return open_session(watched, options)
 
 
 def channel_axis(value: np.ndarray, second: bool = False) -> int:

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ import onnxruntime
 from .attention_fusion import fuse_attention
 from .onnx_graph import Graph, all_nodes, load_graph
 from .preparation import name_nodes, prepare, with_shapes
+from .sessions import rewritten
 from .verification import compare_outputs, cpu_session, run_graph
 
 FUSED = (
@@ -153,14 +153,7 @@ def _by_attention(path: Path, source: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _by_onnxruntime(path: Path) -> onnx.ModelProto:
-    with tempfile.TemporaryDirectory() as directory:
-        optimized = Path(directory) / "optimized.onnx"
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        options.optimized_model_filepath = str(optimized)
-        options.log_severity_level = 3
-        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return load_graph(optimized)
+    return rewritten(path, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED)
 
 
 def _by_onnxscript(source: onnx.ModelProto) -> onnx.ModelProto:

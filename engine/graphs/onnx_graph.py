@@ -18,6 +18,12 @@ from onnx import helper, numpy_helper
 EXTERNAL_DATA_BYTES = 1 << 30
 """Above this the weights go to a file beside the graph: one protobuf message may hold at most 2 GiB."""
 
+LEAST_EXTERNAL_BYTES = 1 << 10
+"""Smaller constants stay in the graph, where shape inference can read them."""
+
+ALIGNMENT = 1 << 12
+"""Constants begin at multiples of this in a file of weights, so that it can be mapped into memory."""
+
 FLOAT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 """Element types that count as weights in float."""
 
@@ -227,13 +233,74 @@ def load_graph(path: Path) -> onnx.ModelProto:
 
 
 def save_graph(model: onnx.ModelProto, path: Path) -> list[Path]:
-    """Write a model; gives the files it takes, the one to load first."""
-    if model.ByteSize() <= EXTERNAL_DATA_BYTES:
+    """Write a model and leave it as it is; gives the files it takes, the one to load first."""
+    if not is_large(model):
         onnx.save(model, path)
         return [path]
     data = path.with_suffix(".onnx.data")
-    onnx.save(model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=data.name)
+    light, heavy = without_weights(model)
+    if is_large(light):  # the weights are in subgraphs: onnx finds them everywhere, and empties what it writes
+        light.CopyFrom(model)
+        onnx.save(light, path, save_as_external_data=True, all_tensors_to_one_file=True, location=data.name)
+        return [path, *([data] if data.exists() else [])]
+    with data.open("wb") as file:
+        for tensor, stub in heavy:
+            file.write(b"\0" * (-file.tell() % ALIGNMENT))
+            entries = {"location": data.name, "offset": str(file.tell())}
+            content = tensor.raw_data if tensor.HasField("raw_data") else numpy_helper.to_array(tensor).tobytes()
+            entries["length"] = str(file.write(content))
+            for key, value in entries.items():
+                stub.external_data.add(key=key, value=value)
+    onnx.save(light, path)
     return [path, data]
+
+
+def is_large(model: onnx.ModelProto) -> bool:
+    """Too large for one protobuf message, or nearly. Reckoned from shapes: measuring a message means writing it."""
+    return sum(_bytes_of(tensor) for tensor in _tensors(model.graph)) > EXTERNAL_DATA_BYTES
+
+
+def without_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[tuple[onnx.TensorProto, onnx.TensorProto]]]:
+    """(a copy in which the main graph's larger constants have no content, each of these with what stands for it)."""
+    light, heavy = onnx.ModelProto(), []
+    for field, value in model.ListFields():
+        if field.name == "graph":
+            continue
+        if isinstance(value, (int, str)):
+            setattr(light, field.name, value)
+        else:
+            getattr(light, field.name).extend(value)
+    for field, value in model.graph.ListFields():
+        if field.name == "initializer":
+            continue
+        if isinstance(value, str):
+            setattr(light.graph, field.name, value)
+        else:
+            getattr(light.graph, field.name).extend(value)
+    for tensor in model.graph.initializer:
+        stub = light.graph.initializer.add()
+        if _bytes_of(tensor) < LEAST_EXTERNAL_BYTES:
+            stub.CopyFrom(tensor)
+            continue
+        stub.name, stub.data_type, stub.data_location = tensor.name, tensor.data_type, onnx.TensorProto.EXTERNAL
+        stub.dims.extend(tensor.dims)
+        heavy.append((tensor, stub))
+    return light, heavy
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every constant tensor of whatever type, those in Constant nodes and subgraphs included."""
+    yield from graph.initializer
+    for node in graph.node:
+        yield from (entry.t for entry in node.attribute if entry.type == onnx.AttributeProto.TENSOR)
+        for inner in subgraphs_of(node):
+            yield from _tensors(inner)
+
+
+def _bytes_of(tensor: onnx.TensorProto) -> int:
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return sum(len(text) for text in tensor.string_data)
+    return int(np.prod(tensor.dims, dtype=np.int64)) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
 def is_portable(model: onnx.ModelProto) -> bool:

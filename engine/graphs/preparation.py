@@ -8,7 +8,6 @@ Element types and shapes are inferred, so that passes can ask for them.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,8 @@ import onnxruntime
 from onnx import helper
 
 from .affine_folding import fold_affine
-from .onnx_graph import Graph, all_nodes, attribute, load_graph
+from .onnx_graph import Graph, all_nodes, attribute, is_large, without_weights
+from .sessions import rewritten
 from .shape_folding import fold_shapes
 
 KEPT_APART = ["MatMulAddFusion", "ConstantSharing"]
@@ -47,20 +47,8 @@ def prepare(
     `fold`: take factors and addends into the weights around them, and hard activations apart (`affine_folding`).
     Raises OpsetTooOld for graphs of before 2020 that cannot be brought up to date.
     """
-    with tempfile.TemporaryDirectory() as directory:
-        cleaned = Path(directory) / "prepared.onnx"
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(cleaned)
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        if sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) > (1 << 30):
-            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.data")
-        unwanted = [*KEPT_APART, "TransposeOptimizer"] if keep_transposes else KEPT_APART
-        onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted
-        )
-        model = load_graph(cleaned)
+    unwanted = [*KEPT_APART, "TransposeOptimizer"] if keep_transposes else KEPT_APART
+    model = rewritten(path, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC, unwanted)
     if for_static:
         _means_to_pooling(model)
     model = raise_opset(model, least_opset)
@@ -94,11 +82,20 @@ def raise_opset(model: onnx.ModelProto, least: int = LEAST_OPSET) -> onnx.ModelP
 
 def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with inferred types and shapes; as it is where inference cannot read it."""
+    large = is_large(model)
     try:
-        return onnx.shape_inference.infer_shapes(model)
+        inferred = onnx.shape_inference.infer_shapes(without_weights(model)[0] if large else model)
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
-        # over 2 GiB, or an operator of a foreign domain: the passes cope with unknown shapes
+        # an operator of a foreign domain, or a graph that is wrong: the passes cope with unknown shapes
         return model
+    if not large:
+        return inferred
+    shaped = onnx.ModelProto()
+    shaped.CopyFrom(model)
+    del shaped.graph.value_info[:], shaped.graph.output[:]
+    shaped.graph.value_info.extend(inferred.graph.value_info)
+    shaped.graph.output.extend(inferred.graph.output)
+    return shaped
 
 
 def name_nodes(model: onnx.ModelProto) -> None:

@@ -21,6 +21,7 @@ import onnx
 import onnxruntime
 
 from .onnx_graph import Graph
+from .sessions import open_session
 from .static_recipe import Quantizer, Result
 from .verification import Difference, compare_outputs, run_graph
 
@@ -183,7 +184,7 @@ def node_times(model: onnx.ModelProto, feed: Batch, runs: int = 8) -> dict[str, 
         options.profile_file_prefix = str(Path(directory) / "profile")
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = open_session(model, options)
         wanted = {value.name: feed[value.name] for value in session.get_inputs()}
         for _ in range(runs):
             session.run(None, wanted)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
+
+from .sessions import open_session, rewritten
 
 INTEGER_KERNELS = {
     "QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulInteger",
@@ -61,8 +62,7 @@ def cpu_session(model: onnx.ModelProto | Path, threads: int = 0, optimize: bool 
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return open_session(model, options)
 
 
 def crashes_on_load(path: Path) -> bool:
@@ -119,15 +119,7 @@ def compare_outputs(
 
 def executed_graph(model: onnx.ModelProto | Path) -> onnx.GraphProto:
     """The graph as the CPU provider runs it: after every fusion that does not depend on memory layout."""
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "executed.onnx"
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        options.optimized_model_filepath = str(path)
-        options.log_severity_level = 3
-        source = str(model) if isinstance(model, Path) else model.SerializeToString()
-        onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        return onnx.load(path, load_external_data=False).graph
+    return rewritten(model, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED, weights=False).graph
 
 
 def unfused(executed: onnx.GraphProto, planned: Iterable[str]) -> list[str]:
