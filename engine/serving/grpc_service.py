@@ -135,7 +135,8 @@ class GrpcDoor:
                 asked = _asked(model, data)
                 del data  # the arrays are copies
                 outputs = await model.infer(asked.inputs, asked.timeout_us, asked.priority)
-                return _write(model, asked.id, {name: outputs[name] for name, _ in asked.outputs})
+                with model.writing():
+                    return _write(model, asked.id, {name: outputs[name] for name, _ in asked.outputs})
         except Problem as problem:
             model.turned_away(problem)
             await context.abort(_code(problem), str(problem))

@@ -19,6 +19,7 @@ from aiohttp import web
 from .. import __version__
 from .bodies import LENGTH_HEADER, encode, read_infer, read_predict, write_infer, write_predict
 from .held import BODY_SECONDS, HeldBytes
+from .machine import MachineMetrics
 from .metrics import CONTENT_TYPE, configuration, index, metadata, prometheus, statistics
 from .served import ServedModel
 from .tensors import Problem
@@ -39,6 +40,7 @@ class HttpDoor:
     def __init__(self, model: ServedModel, held: HeldBytes) -> None:
         self._model = model
         self.held = held
+        self._machine = MachineMetrics()
         self.idle = asyncio.Event()
         """No request is without its answer."""
         self.idle.set()
@@ -96,7 +98,8 @@ class HttpDoor:
         return await self._all_statistics(request)
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        return web.Response(body=prometheus(self._model).encode(), headers={"Content-Type": CONTENT_TYPE})
+        text = prometheus(self._model) + await asyncio.to_thread(self._machine.prometheus)
+        return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})
 
     # --- inference -------------------------------------------------------------------------------------
 
@@ -106,7 +109,8 @@ class HttpDoor:
             asked = read_infer(self._model, body, request.headers.get(LENGTH_HEADER))
             del body  # the arrays are copies
             outputs = await self._model.infer(asked.inputs, asked.timeout_us, asked.priority)
-            answer, header_length = write_infer(self._model, asked, outputs)
+            with self._model.writing():
+                answer, header_length = write_infer(self._model, asked, outputs)
         if header_length is None:
             return web.Response(body=answer, content_type=JSON)
         return web.Response(body=answer, content_type=BYTES, headers={LENGTH_HEADER: str(header_length)})
@@ -114,7 +118,9 @@ class HttpDoor:
     async def _predict(self, request: web.Request) -> web.Response:
         async with _Body(self, request) as body:
             outputs = await self._model.infer(read_predict(self._model, body))
-            return web.Response(body=write_predict(self._model, outputs), content_type=JSON)
+            with self._model.writing():
+                answer = write_predict(self._model, outputs)
+        return web.Response(body=answer, content_type=JSON)
 
     # --- helpers ---------------------------------------------------------------------------------------
 

@@ -18,13 +18,11 @@ FAILURES = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 
 def prometheus(model: ServedModel) -> str:
     """All metrics in Prometheus's text format."""
-    counts, labels = model.counts(), f'model="{_escaped(model.name)}",version="{VERSION}"'
+    counts, labels = model.counts(), f'model="{escaped(model.name)}",version="{VERSION}"'
     lines: list[str] = []
 
     def metric(name: str, kind: str, about: str, values: list[tuple[str, float]]) -> None:
-        lines.append(f"# HELP {name} {about}")
-        lines.append(f"# TYPE {name} {kind}")
-        lines.extend(f"{name}{suffix} {_number(value)}" for suffix, value in values)
+        lines.extend(metric_lines(name, kind, about, values))
 
     def counter(name: str, about: str, value: float) -> None:
         metric(f"nv_inference_{name}", "counter", about, [(f"{{{labels}}}", value)])
@@ -44,12 +42,19 @@ def prometheus(model: ServedModel) -> str:
     counter("queue_duration_us", "Cumulative time in the queue in microseconds", counts.queue * 1e6)
     counter("compute_input_duration_us", "Cumulative time of joining inputs in microseconds", counts.forming * 1e6)
     counter("compute_infer_duration_us", "Cumulative time in the model in microseconds", counts.compute * 1e6)
+    counter("compute_output_duration_us", "Cumulative time of writing answers in microseconds", counts.output * 1e6)
     sizes = _size_buckets(counts, model.max_rows)
     buckets = [(f'_bucket{{{labels},le="{bound}"}}', count) for bound, count in sizes]
     rows = sum(size * held.runs for size, held in counts.by_size.items())
     total = [(f"_sum{{{labels}}}", float(rows)), (f"_count{{{labels}}}", float(counts.runs))]
     metric("trimtab_batch_size", "histogram", "Rows of the batches that ran", [*buckets, *total])
     return "\n".join(lines) + "\n"
+
+
+def metric_lines(name: str, kind: str, about: str, values: list[tuple[str, float]]) -> list[str]:
+    """One metric: what it is, then a line for each of its (labels, value)."""
+    values_lines = [f"{name}{suffix} {_number(value)}" for suffix, value in values]
+    return [f"# HELP {name} {about}", f"# TYPE {name} {kind}", *values_lines]
 
 
 def metadata(model: ServedModel) -> dict[str, Any]:
@@ -90,7 +95,7 @@ def statistics(model: ServedModel) -> dict[str, Any]:
             "queue": _duration(counts.run_requests, counts.queue),
             "compute_input": _duration(counts.run_requests, counts.forming),
             "compute_infer": _duration(counts.run_requests, counts.compute),
-            "compute_output": nothing,
+            "compute_output": _duration(counts.written, counts.output),
             "cache_hit": nothing,
             "cache_miss": nothing,
         },
@@ -99,7 +104,7 @@ def statistics(model: ServedModel) -> dict[str, Any]:
                 "batch_size": size,
                 "compute_input": _duration(held.runs, held.forming),
                 "compute_infer": _duration(held.runs, held.compute),
-                "compute_output": _duration(held.runs, 0.0),
+                "compute_output": nothing,  # written for each request, not for a batch
             }
             for size, held in sorted(counts.by_size.items())
         ],
@@ -166,7 +171,7 @@ def _size_buckets(counts: Counts, largest: int) -> list[tuple[str, float]]:
     return [*found, ("+Inf", float(counts.runs))]
 
 
-def _escaped(value: str) -> str:
+def escaped(value: str) -> str:
     """A label's value: backslash, quote and line break as the format wants them, other control characters gone."""
     clean = re.sub(r"[\x00-\x09\x0b-\x1f\x7f]", "?", value)
     return clean.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -4,13 +4,17 @@ Durations are seconds. Counts follow Triton's meaning: a request's compute time 
 """
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from ..batching import BatcherClosed, DeadlineExceeded, DynamicBatcher, QueueFull, RequestTooLarge
 from ..batching.policy import Rejected
+from ..batching.statistics import CAPACITY
 from .tensors import Arrays, Problem, ServedTensor, all_of, checked_shape
 
 VERSION = "1"
@@ -47,6 +51,9 @@ class Counts:
         self.forming = 0.0
         self.compute = 0.0
         """Summed over requests."""
+        self.written = 0
+        self.output = 0.0
+        """Seconds of turning outputs into answers' bytes, and of how many requests."""
         self.by_size: dict[int, BatchTimes] = {}
 
 
@@ -75,7 +82,7 @@ class ServedModel:
         self._names = {name, *also}
         self._counts = Counts()
         self._seen = 0
-        """Runs of the batcher that are counted already."""
+        """Runs of the batcher whose times are counted already."""
 
     def demand(self, name: str, version: str = "") -> None:
         """Raises Problem when this is not the model that is served."""
@@ -139,6 +146,14 @@ class ServedModel:
         counts.last = time.time()
         return outputs
 
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around turning outputs into an answer's bytes: Triton's compute output time."""
+        began = time.monotonic()
+        yield
+        self._counts.written += 1
+        self._counts.output += time.monotonic() - began
+
     def turned_away(self, problem: Problem) -> None:
         """Count a request that was no good before it got to the batcher."""
         if not problem.counted:
@@ -151,23 +166,29 @@ class ServedModel:
         return self._counts.succeeded
 
     def counts(self) -> Counts:
-        """Up to date. To be called every few seconds: the batcher remembers 65,536 runs one by one."""
-        counts = self._counts
-        runs = self.batcher.statistics.runs(self._seen)
-        self._seen += len(runs)
+        """Up to date. Numbers are exact however long nobody asked.
+
+        The batcher remembers 65,536 runs one by one. Of those that it forgot before they were counted the times are
+        taken to be those of the runs since.
+        """
+        counts, statistics = self._counts, self.batcher.statistics
+        totals = statistics.totals()
+        # Half of what is remembered: so nothing that is read is overwritten by runs that end meanwhile.
+        since = max(self._seen, totals.runs - CAPACITY // 2)
+        runs = statistics.runs(since)[: totals.runs - since]
         if len(runs):
+            weight = (totals.runs - self._seen) / len(runs)
+            self._seen = totals.runs
             requests = runs["requests"]
-            counts.runs += len(runs)
-            counts.run_requests += int(requests.sum())
-            counts.queue += float((runs["queue"] * requests).sum())
-            counts.forming += float((runs["forming"] * requests).sum())
-            counts.compute += float((runs["compute"] * requests).sum())
-            for run in runs:
-                size = int(run["rows"])
+            counts.runs, counts.run_requests, counts.queue = totals.runs, totals.run_requests, totals.queue_seconds
+            counts.forming += weight * float((runs["forming"] * requests).sum())
+            counts.compute += weight * float((runs["compute"] * requests).sum())
+            forming = np.bincount(runs["rows"], weight * runs["forming"])
+            compute = np.bincount(runs["rows"], weight * runs["compute"])
+            for size, ran in totals.batch_sizes.items():
                 held = counts.by_size.get(size, BatchTimes())
-                counts.by_size[size] = BatchTimes(
-                    held.runs + 1, held.forming + float(run["forming"]), held.compute + float(run["compute"])
-                )
+                more = (float(forming[size]), float(compute[size])) if size < len(forming) else (0.0, 0.0)
+                counts.by_size[size] = BatchTimes(ran, held.forming + more[0], held.compute + more[1])
         return counts
 
     def _level(self, priority: int) -> int | None:

@@ -38,8 +38,10 @@ def double(inputs: Arrays) -> Arrays:
 class RunningServer:
     """What a test talks to."""
 
-    def __init__(self, model: ServedModel, door: HttpDoor, port: int, grpc_port: int) -> None:
-        self.model, self.door, self.port, self.grpc_port = model, door, port, grpc_port
+    def __init__(
+        self, model: ServedModel, door: HttpDoor, port: int, grpc_port: int, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.model, self.door, self.port, self.grpc_port, self.loop = model, door, port, grpc_port, loop
         self.url, self.grpc_url = f"http://127.0.0.1:{port}", f"grpc://127.0.0.1:{grpc_port}"
 
     def ask(
@@ -112,7 +114,7 @@ def serving(
             await runner.cleanup()
             await batcher.close(drain=False, timeout=2.0)
 
-        return RunningServer(model, door, runner.addresses[0][1], grpc_port), stop
+        return RunningServer(model, door, runner.addresses[0][1], grpc_port, loop), stop
 
     server, stop = asyncio.run_coroutine_threadsafe(start(), loop).result(20)
     try:

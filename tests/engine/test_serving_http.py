@@ -1,9 +1,11 @@
 """The HTTP door: what other programs may rely on, and what hostile ones get."""
 
+import asyncio
 import gzip
 import json
 import socket
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from served_models import F32, LIMIT, SCORES, WORDS, RunningServer, serving
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
+from engine.protocol import Gpu, GpuSample, TelemetrySample
 from engine.serving.tensors import ServedTensor
 
 ROW = {"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
@@ -105,12 +108,55 @@ def test_metrics_count_what_happened_under_tritons_names():
         assert 'nv_inference_request_failure{model="double",version="1",reason="OTHER"} 1\n' in text
         assert f"nv_inference_count{labels} 6\n" in text
         assert f"nv_inference_exec_count{labels} 3\n" in text
+        assert f"nv_inference_compute_output_duration_us{labels} " in text
+        assert "\nnv_cpu_memory_used_bytes " in text
         assert 'trimtab_batch_size_bucket{model="double",version="1",le="2"} 3\n' in text
         for line in text.splitlines():
             assert line.startswith("#") or float(line.rpartition(" ")[2]) >= 0
         entry = server.ask("GET", "/v2/models/double/stats")[1]["model_stats"][0]
         assert entry["inference_stats"]["success"]["count"] == 3
+        assert entry["inference_stats"]["compute_output"]["count"] == 3
+        assert entry["inference_stats"]["compute_output"]["ns"] > 0
         assert entry["batch_stats"][0]["compute_infer"]["count"] == 3
+
+
+def test_gpus_are_among_the_metrics_and_what_their_driver_does_not_tell_is_not(monkeypatch):
+    gpus = (
+        GpuSample(index=0, utilisation=0.5, memory_used_bytes=2**30, memory_total_bytes=2**34, power_w=71.5),
+        GpuSample(index=1, utilisation=0.0, status="GPU is lost"),
+    )
+    known = tuple(Gpu(index=index, uuid=f"GPU-{index}", name="T4", power_limit_w=70.0) for index in (0, 1))
+    sample = TelemetrySample(time=0.0, cpu=0.25, memory_used_bytes=1, memory_total_bytes=2, gpus=gpus)
+    hardware = SimpleNamespace(gpus=known)
+    monkeypatch.setattr("engine.serving.machine.Telemetry", lambda: SimpleNamespace(sample=lambda: sample))
+    monkeypatch.setattr("engine.serving.machine.read_hardware", lambda: hardware)
+    with serving() as server:
+        text = server.ask("GET", "/metrics")[1].decode()
+    assert 'nv_gpu_utilization{gpu_uuid="GPU-0"} 0.5\nnv_gpu_utilization{gpu_uuid="GPU-1"} 0\n' in text
+    assert 'nv_gpu_memory_used_bytes{gpu_uuid="GPU-0"} 1073741824\n' in text
+    assert 'nv_gpu_power_usage{gpu_uuid="GPU-0"} 71.5\n' in text
+    assert 'nv_gpu_power_limit{gpu_uuid="GPU-0"} 70\n' in text
+    assert 'nv_gpu_power_usage{gpu_uuid="GPU-1"}' not in text
+    assert "nv_energy_consumption" not in text
+    assert "\nnv_cpu_utilization 0.25\n" in text
+
+
+def test_counts_stay_right_when_more_runs_end_unseen_than_are_remembered(monkeypatch):
+    """With 65,536 remembered runs this takes half a minute of nobody asking: here 64 are remembered."""
+    for module in ("engine.batching.statistics", "engine.serving.served"):
+        monkeypatch.setattr(f"{module}.CAPACITY", 64)
+    with serving(max_batch_size=1) as server:
+        for asked in (150, 300, 450):
+            for _ in range(150):
+                asyncio.run_coroutine_threadsafe(server.model.infer({"x": np.ones((1, 3), np.float32)}), server.loop)
+            wait_until(lambda asked=asked: server.model.succeeded == asked)
+            server.ask("GET", "/v2/models/double/stats")
+            entry = server.ask("GET", "/v2/models/double/stats")[1]["model_stats"][0]
+            assert entry["execution_count"] == asked
+            assert entry["inference_stats"]["compute_infer"]["count"] == asked
+            assert entry["batch_stats"][0]["compute_infer"]["count"] == asked
+            taken = server.model.batcher.statistics.totals().compute_seconds
+            assert taken / 5 < entry["inference_stats"]["compute_infer"]["ns"] / 1e9 < taken * 5
 
 
 def test_the_configuration_is_what_triton_would_say_over_both_doors():
