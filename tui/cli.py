@@ -246,6 +246,13 @@ def _parser() -> argparse.ArgumentParser:
     serves.add_argument("--grpc-port", type=int, metavar="P", help="for gRPC (default: the one after --port)")
     serves.add_argument("--max-batch-size", type=int, metavar="B", help="rows of the largest batch (default: 32)")
     serves.add_argument("--max-wait-ms", type=float, metavar="W", help="wait for company at most so long (default: 10)")
+    serves.add_argument("--wait", metavar="WHEN", help="for company: when-it-pays (default) or always, as Triton does")
+    serves.add_argument(
+        "--preferred-batch-sizes", type=int, nargs="+", metavar="B", help="rows of batches sent as soon as reached"
+    )
+    serves.add_argument("--priority-levels", type=int, metavar="N", help="of requests; 1 is served first (default: 1)")
+    serves.add_argument("--max-queue-size", type=int, metavar="N", help="turn away requests beyond (default: 4096)")
+    serves.add_argument("--timeout-ms", type=float, metavar="T", help="longest wait in the queue (default: none)")
     serves.add_argument("--instances", type=int, metavar="I", help="copies of the model side by side (default: 1)")
     serves.add_argument("--max-request-bytes", type=int, metavar="N", help="refuse longer bodies (default: 64 MiB)")
 

@@ -49,7 +49,10 @@ SHORT_ROW = 48
 OPEN_AXIS = 8
 """How long the example makes an axis that the model leaves open."""
 
-OPTIONS = ("host", "port", "grpc_port", "max_batch_size", "max_wait_ms", "instances", "max_request_bytes")
+OPTIONS = (
+    "host", "port", "grpc_port", "max_batch_size", "max_wait_ms", "wait", "preferred_batch_sizes", "priority_levels",
+    "instances", "max_queue_size", "timeout_ms", "max_request_bytes",
+)  # fmt: skip
 """Of the command line, named as in `ServeSettings`; None leaves its default."""
 
 
@@ -88,7 +91,8 @@ def settings_of(options: argparse.Namespace) -> ServeSettings:
         return msgspec.convert(given, ServeSettings)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$.")
-        raise UsageError(f"--{where.rstrip('`').replace('_', '-')}: {what[0].lower()}{what[1:]}.") from None
+        option = where.rstrip("`").partition("[")[0].replace("_", "-")
+        raise UsageError(f"--{option}: {what[0].lower()}{what[1:]}.") from None
 
 
 async def _until_ended(client: EngineClient, job: Job, options: argparse.Namespace) -> Job:

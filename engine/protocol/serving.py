@@ -23,6 +23,12 @@ class ServeSettings(Record):
     wait: Annotated[
         Literal["when-it-pays", "always"], Meta(description="wait for company only when it pays, or always")
     ] = "when-it-pays"
+    preferred_batch_sizes: Annotated[
+        tuple[Annotated[int, Meta(ge=1, le=65_536)], ...], Meta(description="sizes sent as soon as they are reached")
+    ] = ()
+    priority_levels: Annotated[
+        int, Meta(ge=1, le=100, description="of requests; 1 is served first, the middle one is the default")
+    ] = 1
     instances: Annotated[
         int, Meta(ge=1, le=64, description="copies of the model side by side, sharing out the cores")
     ] = 1

@@ -198,10 +198,20 @@ class _Server:
 
 
 def _policy(settings: ServeSettings, model: Model) -> BatchPolicy:
+    """Raises RuntimeUnavailable for preferred sizes beyond the largest batch."""
+    largest = model.fixed_batch or settings.max_batch_size
+    if too_large := [size for size in settings.preferred_batch_sizes if size > largest]:
+        raise RuntimeUnavailable(
+            f"A preferred batch size of {too_large[0]} is over the largest batch, {largest} rows: "
+            "lower --preferred-batch-sizes or raise --max-batch-size."
+        )
     return BatchPolicy(
-        max_batch_size=model.fixed_batch or settings.max_batch_size,
+        max_batch_size=largest,
         max_wait_ms=settings.max_wait_ms,
         wait=settings.wait,
+        preferred_batch_sizes=settings.preferred_batch_sizes,
+        priority_levels=settings.priority_levels,
+        default_priority=(settings.priority_levels + 1) // 2,
         instances=settings.instances,
         max_queue_size=settings.max_queue_size,
         default_timeout_ms=settings.timeout_ms,

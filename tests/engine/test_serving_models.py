@@ -7,8 +7,10 @@ import pytest
 from onnx import TensorProto, helper
 from opened_models import baseline_of, linear_graph, opened, save_graph, write
 
+from engine.batching import BatchPolicy
 from engine.models import ModelError
 from engine.protocol import ServeSettings
+from engine.runtimes import RuntimeUnavailable
 from engine.runtimes.copies import ModelCopies
 from engine.serving.description import describe
 from engine.serving.job import _policy
@@ -112,3 +114,20 @@ def test_a_model_that_fails_on_a_large_batch_is_not_served(tmp_path: Path):
     """
     with pytest.raises(ModelError, match="too many for me"):
         described(write(tmp_path, text), "pytorch")
+
+
+def test_the_settings_become_the_batchers_policy(tmp_path: Path):
+    model = opened(linear_graph(tmp_path / "net.onnx"))
+    settings = ServeSettings(
+        wait="always", preferred_batch_sizes=(4, 8), priority_levels=3, max_queue_size=7, timeout_ms=2.5
+    )
+    assert _policy(settings, model) == BatchPolicy(
+        wait="always",
+        preferred_batch_sizes=(4, 8),
+        priority_levels=3,
+        default_priority=2,
+        max_queue_size=7,
+        default_timeout_ms=2.5,
+    )
+    with pytest.raises(RuntimeUnavailable, match="preferred batch size of 8 is over the largest batch, 4 rows"):
+        _policy(ServeSettings(max_batch_size=4, preferred_batch_sizes=(2, 8)), model)

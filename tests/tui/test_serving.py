@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from engine.protocol import ModelInfo, ModelSource, ServeSettings, TensorSpec
+from tui.cli import _parser
 from tui.serving import OPTIONS, curl_example, row_shape, settings_of
 from tui.sessions import UsageError
 
@@ -29,9 +30,25 @@ def test_what_is_not_given_is_the_default():
     assert settings_of(options(port=0, max_wait_ms=2.5)) == ServeSettings(port=0, max_wait_ms=2.5)
 
 
+def test_every_setting_has_its_option():
+    assert sorted(OPTIONS) == sorted(ServeSettings.__struct_fields__)
+    typed = ["serve", "int8", "--session", "s", "--wait", "always", "--max-queue-size", "7", "--timeout-ms", "2.5"]
+    typed += ["--preferred-batch-sizes", "4", "8", "--priority-levels", "3"]
+    assert settings_of(_parser().parse_args(typed)) == ServeSettings(
+        wait="always", max_queue_size=7, timeout_ms=2.5, preferred_batch_sizes=(4, 8), priority_levels=3
+    )
+
+
 @pytest.mark.parametrize(
     ("given", "word"),
-    [({"port": 70000}, "--port"), ({"max_batch_size": 0}, "--max-batch-size"), ({"grpc_port": -1}, "--grpc-port")],
+    [
+        ({"port": 70000}, "--port"),
+        ({"max_batch_size": 0}, "--max-batch-size"),
+        ({"grpc_port": -1}, "--grpc-port"),
+        ({"wait": "never"}, "--wait"),
+        ({"timeout_ms": 0}, "--timeout-ms"),
+        ({"preferred_batch_sizes": [4, 0]}, "--preferred-batch-sizes: "),
+    ],
 )
 def test_what_makes_no_sense_is_named_as_it_is_typed(given, word):
     with pytest.raises(UsageError, match=word):
