@@ -6,7 +6,9 @@ import json
 import socket
 import threading
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
+import ml_dtypes
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
@@ -17,6 +19,7 @@ from served_models import F32, LIMIT, SCORES, WORDS, RunningServer, serving
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
+from engine.measurements.load_test.server_http import HttpChannel
 from engine.protocol import Gpu, GpuSample, TelemetrySample
 from engine.serving.tensors import ServedTensor
 
@@ -66,6 +69,32 @@ def test_tritonclient_gets_the_models_numbers(server: RunningServer, binary_in, 
     assert result.get_response()["id"] == "seven"
 
 
+@pytest.mark.parametrize("binary_in", [True, False])
+@pytest.mark.parametrize("binary_out", [True, False])
+@pytest.mark.parametrize(
+    ("datatype", "dtype"),
+    [("INT64", np.int64), ("FP16", np.float16), ("BF16", ml_dtypes.bfloat16), ("FP64", np.float64), ("BOOL", np.bool_)],
+)
+def test_every_type_goes_both_ways_through_both_doors(datatype, dtype, binary_in, binary_out):
+    values = np.array([[0, 1, 1], [1, 0, 1]]) if datatype == "BOOL" else np.array([[-2, 0, 3], [1, 2, 96]])
+    x = values.astype(dtype)
+    tensors = (ServedTensor("x", np.dtype(dtype), (3,)),), (ServedTensor("y", np.dtype(dtype), (3,)),)
+    if datatype in ("FP16", "BF16"):  # tritonclient has neither in its JSON
+        binary_in = binary_out = True
+    with serving(lambda inputs: {"y": inputs["x"][:, ::-1]}, *tensors) as server:
+        for client, port in ((triton, server.port), (triton_grpc, server.grpc_port)):
+            tensor = client.InferInput("x", [2, 3], datatype)
+            if client is triton:
+                tensor.set_data_from_numpy(x, binary_data=binary_in)
+                asked = [client.InferRequestedOutput("y", binary_data=binary_out)]
+            else:
+                tensor.set_data_from_numpy(x)
+                asked = [client.InferRequestedOutput("y")]
+            result = client.InferenceServerClient(f"127.0.0.1:{port}").infer("double", [tensor], outputs=asked)
+            found = result.as_numpy("y")
+            assert found.tolist() == values[:, ::-1].tolist()
+
+
 def test_a_compressed_request_is_understood(server: RunningServer):
     client = triton.InferenceServerClient(f"127.0.0.1:{server.port}")
     x = np.ones((1, 3), np.float32)
@@ -90,6 +119,14 @@ def test_open_axes_and_integers_are_taken_as_they_come():
         client = triton.InferenceServerClient(f"127.0.0.1:{server.port}")
         assert client.is_model_ready("prune/50%")
         assert client.get_model_metadata("prune/50%")["inputs"][0]["shape"] == [-1, -1]
+
+
+def test_a_load_test_keeps_what_stands_behind_the_path():
+    url = urlsplit("http://127.0.0.1/predict?key=a%20b&model=x")
+    sent = HttpChannel(url, None).encode("double", {"x": np.ones((1, 3), np.float32)})
+    assert sent.startswith(b"POST /predict?key=a%20b&model=x HTTP/1.1\r\n")
+    hostile = HttpChannel(urlsplit("http://127.0.0.1/predict?a=b c\u00e9"), None).encode("double", {})
+    assert hostile.startswith(b"POST /predict?a=b%20c%C3%A9 HTTP/1.1\r\n")
 
 
 def test_what_is_no_number_is_null_in_json():

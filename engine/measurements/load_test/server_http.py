@@ -37,7 +37,7 @@ class HttpChannel:
         self._ssl = ssl.create_default_context() if url.scheme == "https" else None
         self._port = url.port or (443 if self._ssl else 80)
         self.address = f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
-        self._path = quote(url.path, safe="/%")
+        self._path = quote(url.path, safe="/%") + (f"?{quote(url.query, safe='=&%+;,:@/?')}" if url.query else "")
         self._asking: HttpConnection | None = None
 
     # --- what is sent ----------------------------------------------------------------------------------
