@@ -246,7 +246,7 @@ class LoadSearch(Record, tag="load-search"):
     best_rate_per_s: float | None = None
     """The highest rate that kept p99 under the limit and was confirmed; None: none did."""
     bracket_high_per_s: float | None = None
-    """The lowest rate that did not."""
+    """The lowest rate that did not, or that stayed unclear."""
     p99_at_most_ms: float | None = None
     """Bound on p99 at the best rate, from the confirmations."""
     confirmed: tuple[int, int] | None = None

@@ -302,6 +302,22 @@ def test_the_highest_rate_is_found_confirmed_kept_and_not_searched_again(bench: 
     assert bench.kept == []
 
 
+def test_a_search_on_a_model_with_one_batch_size_is_not_searched_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, linear_graph(tmp_path / "net.onnx", batch=4))
+    asked: dict[str, Any] = {
+        "slo_p99_ms": 60_000.0,
+        "seconds": 0.5,
+        "warm_up_seconds": 0.1,
+        "max_queue_size": 1_000_000,
+    }
+    slow = _Slow(bench)
+    search = slow.run(**asked)
+    kept, bench.sent = tuple(bench.kept), []
+    again = slow.run(known=kept, **asked)
+    assert bench.kept == []
+    assert again.best_rate_per_s == search.best_rate_per_s
+
+
 class _Slow:
     """The same job with a model that takes a little while, so that no rate needs many requests."""
 

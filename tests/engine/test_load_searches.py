@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from engine.measurements.load_test.rate_search import CLOSE_ENOUGH, find_rate, verdict_of
+from engine.measurements.load_test.running import fitted
 from engine.measurements.load_test.saturation import backlog_growth, is_saturated
 from engine.measurements.load_test.sweep import knee_of, pareto_front, plan, sweep
 from engine.protocol import (
@@ -25,15 +26,15 @@ CAPACITY = 1000.0
 class Stage:
     """Answers tests as a service would that keeps p99 under the limit up to `holds` requests a second."""
 
-    def __init__(self, holds: float, verdict=None) -> None:
-        self.holds, self.verdict = holds, verdict
+    def __init__(self, holds: float, verdict=None, capacity: float = CAPACITY, fixed_batch: int | None = None) -> None:
+        self.holds, self.verdict, self.capacity = holds, verdict, capacity
         self.asked: list[LoadTest] = []
         self.kept: list[LoadTest] = []
         self.stopped = False
         self.stop_after: int | None = None
         self.variant = SimpleNamespace(record=SimpleNamespace(id="v"))
         self.job = SimpleNamespace(
-            spec=SimpleNamespace(job="j", threads=2, device="cpu"), model=SimpleNamespace(fixed_batch=None)
+            spec=SimpleNamespace(job="j", threads=2, device="cpu"), model=SimpleNamespace(fixed_batch=fixed_batch)
         )
 
     def conditions(self, instances: int) -> Conditions:
@@ -43,6 +44,7 @@ class Stage:
         self.kept.append(test)
 
     def test(self, settings, phase, search=None, purpose="run", stop_saturated=False) -> LoadTest:
+        settings, _ = fitted(settings, self.job.model.fixed_batch)
         rate = settings.rate
         verdict = None
         if rate is not None:
@@ -50,7 +52,7 @@ class Stage:
             if self.verdict is not None:
                 verdict = self.verdict(len(self.asked), purpose, rate, settings) or verdict
         batch = settings.max_batch_size
-        achieved = CAPACITY if rate is None and settings.offline else rate or 100.0 * batch / (1 + 0.05 * batch)
+        achieved = self.capacity if rate is None and settings.offline else rate or 100.0 * batch / (1 + 0.05 * batch)
         test = LoadTest(
             id=str(len(self.asked)),
             variant="v",
@@ -151,6 +153,72 @@ def test_an_unclear_test_is_repeated_longer_and_counts_as_failed_in_the_end() ->
     measured = [one.seconds - one.warm_up_seconds for one in first]
     assert measured == pytest.approx([measured[0], 2 * measured[0], 4 * measured[0]])
     assert len({one.seed for one in first}) == 3
+
+
+def enough_requests(number, purpose, rate, settings):
+    """PASS and FAIL need their 459 requests, as in a real test."""
+    return None if rate * (settings.seconds - settings.warm_up_seconds) >= 459 else "UNCLEAR"
+
+
+@pytest.mark.parametrize("capacity", [0.7, 2.0, 5.0])
+def test_a_slow_model_is_tested_as_long_as_a_claim_takes(capacity: float) -> None:
+    found = find_rate(Stage(1e9, enough_requests, capacity), task(slo_p99_ms=10_000.0))
+    assert found.best_rate_per_s is not None
+    assert capacity / CLOSE_ENOUGH <= found.best_rate_per_s <= capacity
+    failing = find_rate(Stage(0.0, enough_requests, capacity), task(slo_p99_ms=10.0))
+    assert failing.sentence.startswith("No rate keeps p99 under 10 ms: even ")
+    assert "they take tests of more than 1800 s" in failing.sentence
+
+
+def test_a_model_too_slow_for_any_claim_is_unclear_and_the_sentence_says_how_long_it_takes() -> None:
+    stage = Stage(1e9, enough_requests, capacity=0.2)
+    found = find_rate(stage, task(slo_p99_ms=10_000.0))
+    assert found.best_rate_per_s is None
+    assert {test.purpose for test in stage.asked} == {"capacity"}
+    assert found.sentence == (
+        "UNCLEAR: the model answers 0.2 requests/s, and a claim about p99 takes 459 requests: more than a test of"
+        " 1800 s can send. Give seconds = 5600 or more."
+    )
+    again = find_rate(Stage(1e9, enough_requests, capacity=0.2), task(slo_p99_ms=10_000.0, seconds=5600.0))
+    assert again.best_rate_per_s is not None
+
+
+def test_a_slow_model_that_answers_nothing_in_four_seconds_gets_longer_to_show_its_capacity() -> None:
+    stage = Stage(1e9, enough_requests, capacity=0.6)
+    find_rate(stage, task(slo_p99_ms=10_000.0))
+    lengths = [test.settings.seconds for test in stage.asked if test.purpose == "capacity"]
+    assert lengths == [5.0, 31.0, 241.0]
+
+
+def test_tests_are_as_long_as_the_user_asks() -> None:
+    stage = Stage(640.0)
+    find_rate(stage, task(slo_p99_ms=10.0, seconds=600.0))
+    assert {test.settings.seconds for test in stage.asked if test.purpose != "capacity"} == {600.0}
+
+
+def test_what_stays_unclear_is_not_called_failing() -> None:
+    found = find_rate(Stage(1e9, lambda *test: "UNCLEAR"), task(slo_p99_ms=10.0))
+    assert found.best_rate_per_s is None
+    assert found.sentence.startswith("UNCLEAR whether any rate keeps p99 under 10 ms. At ")
+    assert "over 1,000 requests" in found.sentence
+    assert "Longer tests settle it (seconds = " in found.sentence
+    partly = find_rate(Stage(1e9, lambda n, p, rate, s: "UNCLEAR" if rate > 400 else None), task(slo_p99_ms=10.0))
+    assert "stayed UNCLEAR; confirmed with 3 of 3 seeds" in partly.sentence
+
+
+@pytest.mark.parametrize("settings", [{"slo_p99_ms": 10.0}, {"slo_p99_ms": 10.0, "rows_per_request": 2}])
+def test_a_cancelled_search_on_a_model_with_one_batch_size_goes_on_too(settings: dict) -> None:
+    stage = Stage(640.0, fixed_batch=4)
+    find_rate(stage, task(**settings))
+    resumed = Stage(640.0, fixed_batch=4)
+    find_rate(resumed, task(stage.kept[:4], **settings))
+    assert len(resumed.asked) == len(stage.kept) - 4
+    swept = Stage(640.0, fixed_batch=4)
+    asked = {"sweep": True, "sweep_waits_ms": (0.0, 1.0, 2.0), "sweep_instances": (1,), "rows_per_request": 8}
+    sweep(swept, task(**asked))
+    again = Stage(640.0, fixed_batch=4)
+    sweep(again, task(swept.kept[:2], **asked))
+    assert len(again.asked) == 1
 
 
 def test_a_search_that_was_cancelled_goes_on_where_it_stopped() -> None:

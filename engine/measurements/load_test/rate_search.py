@@ -4,10 +4,15 @@ One test a rate, as LoadGen's FindPeakPerformance has it, is fooled by noise. He
 99 % confidence (order statistics, `percentiles`); an unclear one is tested longer; what was found is confirmed with
 new seeds, and lowered when they do not all pass. A closed loop first gives the capacity, the upper end of the search.
 Every test is stored as it ends: a search that was cancelled goes on from there.
+
+A slow model takes long: a claim needs 459 requests, at one a second eight minutes of them. A test lasts as long as the
+claim needs and at least as long as the user asks, up to `LONGEST_TEST_SECONDS` or what is asked. A rate that stays
+unclear is taken for too high, so that nothing is promised; but it is called UNCLEAR, with what would settle it.
 """
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from typing import Literal
@@ -16,21 +21,30 @@ import msgspec
 
 from ...protocol import LoadPoint, LoadSearch, LoadSettings, LoadTest, TestLoad
 from .percentiles import requests_needed
-from .running import LoadStage, Purpose
+from .running import LoadStage, Purpose, fitted
+
+Verdict = Literal["PASS", "FAIL", "UNCLEAR"]
 
 CLOSE_ENOUGH = 1.05
 """The bracket's upper end over its lower when the search ends."""
 
-CAPACITY_SECONDS = 4.0
-"""Of the closed loop that finds the capacity, beside its warm-up."""
+CAPACITY_SECONDS = (4.0, 30.0, 240.0)
+"""Of the closed loop that finds the capacity, beside its warm-up: the next where too few were answered …"""
+
+CAPACITY_REQUESTS = 20
+"""… that is, fewer than this: of a model that takes seconds, four of them say nothing."""
 
 FIRST_SHARE, LOWEST_SHARE = 0.5, 1 / 256
 """Of the capacity: the first rate tried, and the lowest."""
 
 DOUBLINGS = 2
-"""An unclear test is repeated twice as long, this many times; then it counts as failed."""
+"""An unclear test is repeated twice as long, this many times; then it counts as not passed."""
 
-LONGEST_TEST_SECONDS = 180.0
+LONGEST_TEST_SECONDS = 1800.0
+"""Of a single test, unless more is asked for: half an hour proves p99 at a rate down to 0.28/s."""
+
+ROOM = 1.1
+"""How many times 459 requests a test must have room for, lest a few fewer arrive."""
 
 CONFIRMATIONS = 3
 """New seeds that all must pass."""
@@ -47,10 +61,12 @@ def find_rate(stage: LoadStage, task: TestLoad) -> LoadSearch:
     settings = task.settings
     assert settings.slo_p99_ms is not None
     capacity = search.capacity()
-    low, high = None, None
-    rate = capacity * FIRST_SHARE
-    while not stage.stopped and rate >= capacity * LOWEST_SHARE:
-        if search.passes(rate):
+    lowest = max(capacity * LOWEST_SHARE, search.least_rate)
+    low: float | None = None
+    high: float | None = None
+    rate = max(capacity * FIRST_SHARE, lowest)
+    while not stage.stopped and lowest <= rate <= capacity:
+        if search.decide(rate) == "PASS":
             low = rate
         else:
             high = rate
@@ -78,20 +94,35 @@ class _Search:
     """Tests that were done, here or by a job before, and those that are to be done."""
 
     def __init__(self, stage: LoadStage, task: TestLoad) -> None:
-        self.stage, self.task, self.settings = stage, task, task.settings
+        self.stage, self.task = stage, task
+        # As they are stored: else no test of an earlier job would be known again.
+        self.settings, _ = fitted(task.settings, stage.job.model.fixed_batch)
+        self.longest = max(LONGEST_TEST_SECONDS, self.settings.seconds)
+        self.verdicts: dict[float, Verdict] = {}
+        """Rate → the newest verdict on it."""
         self.tests: list[LoadTest] = []
         self._known = {_question(test.purpose, test.settings): test for test in task.known if test.summary.completed}
 
+    @property
+    def least_rate(self) -> float:
+        """Below it the longest test has too few requests for any claim."""
+        return ROOM * requests_needed(0.99) / max(self.longest - self.settings.warm_up_seconds, 1e-9)
+
     def capacity(self) -> float:
         """Requests a second with every instance busy."""
-        seconds = self.settings.warm_up_seconds + CAPACITY_SECONDS
-        settings = self._with(offline=True, seconds=seconds, slo_p99_ms=None)
-        return max(self._test(settings, "capacity", "capacity").summary.achieved_per_s, 1e-3)
+        achieved = 0.0
+        for seconds in CAPACITY_SECONDS:
+            length = self.settings.warm_up_seconds + seconds
+            test = self._test(self._with(offline=True, seconds=length, slo_p99_ms=None), "capacity", "capacity")
+            achieved = test.summary.achieved_per_s
+            if self.stage.stopped or achieved * seconds >= CAPACITY_REQUESTS:
+                break
+        return max(achieved, 1e-3)
 
-    def passes(self, rate: float) -> bool:
-        """p99 stays under the limit at this rate, for certain."""
+    def decide(self, rate: float) -> Verdict:
+        """Does p99 stay under the limit at this rate, for certain?"""
         number = sum(test.purpose == "probe" for test in self.tests) + 1
-        return self._decided(rate, self.settings.seed + number, "probe", f"probe {number}") == "PASS"
+        return self._decided(rate, self.settings.seed + number, "probe", f"probe {number}")
 
     def confirm(self, rate: float) -> tuple[int, int]:
         """(seeds that passed, seeds tried); stops at the first that did not."""
@@ -101,18 +132,23 @@ class _Search:
                 return number - 1, number
         return CONFIRMATIONS, CONFIRMATIONS
 
-    def _decided(self, rate: float, seed: int, purpose: Purpose, phase: str) -> Literal["PASS", "FAIL", "UNCLEAR"]:
+    def _decided(self, rate: float, seed: int, purpose: Purpose, phase: str) -> Verdict:
         warm_up = self.settings.warm_up_seconds
         # Half as many again as a claim needs, so that one late request does not leave it unclear.
         needed = 1.5 * requests_needed(0.99, late=1) / rate
         seconds = max(self.settings.seconds - warm_up, needed)
-        verdict: Literal["PASS", "FAIL", "UNCLEAR"] = "UNCLEAR"
+        verdict: Verdict = "UNCLEAR"
+        before = 0.0
         for doubling in range(DOUBLINGS + 1):
-            length = min(warm_up + seconds * 2**doubling, LONGEST_TEST_SECONDS)
+            length = min(warm_up + seconds * 2**doubling, self.longest)
+            if length <= before:
+                break
+            before = length
             settings = self._with(rate=rate, seed=seed + 10_000 * doubling, seconds=length)
             verdict = verdict_of(self._test(settings, f"{phase}: {rate:.4g}/s", purpose))
             if verdict != "UNCLEAR" or self.stage.stopped:
                 break
+        self.verdicts[rate] = verdict
         return verdict
 
     def _with(self, **changes: object) -> LoadSettings:
@@ -145,7 +181,12 @@ class _Search:
         if best is not None and confirmed is not None:
             sentence = f"{best:.4g} requests/s keep p99 under {limit:g} ms"
             sentence += f" (at most {max(bounds):.3g} ms)" if bounds else ""
-            sentence += f"; {high:.4g} did not" if high is not None else f"; the capacity is {capacity:.4g}"
+            unclear = high is not None and self.verdicts.get(high) == "UNCLEAR"
+            sentence += (
+                f"; {high:.4g} {'stayed UNCLEAR' if unclear else 'did not'}"
+                if high is not None
+                else f"; the capacity is {capacity:.4g}"
+            )
             sentence += f"; confirmed with {confirmed[0]} of {confirmed[1]} seeds."
         elif self.stage.stopped:
             sentence = "Stopped before a rate was confirmed"
@@ -154,8 +195,21 @@ class _Search:
             sentence = (
                 f"No rate was confirmed: p99 under {limit:g} ms held once at {reached:.4g} requests/s, not again."
             )
+            sentence += f" {self._unsettled()}" if "UNCLEAR" in self.verdicts.values() else ""
+        elif not self.verdicts:
+            wanted = _round_up(1.1 * self.longest * self.least_rate / (FIRST_SHARE * capacity))
+            sentence = (
+                f"UNCLEAR: the model answers {capacity:.3g} requests/s, and a claim about p99 takes"
+                f" {requests_needed(0.99)} requests: more than a test of {self.longest:g} s can send."
+                f" Give seconds = {wanted:g} or more."
+            )
+        elif all(verdict == "FAIL" for verdict in self.verdicts.values()):
+            least = min(self.verdicts)
+            sentence = f"No rate keeps p99 under {limit:g} ms: even {least:.3g} requests/s did not."
+            if least / 2 >= capacity * LOWEST_SHARE:
+                sentence += f" (Lower ones were not tried: they take tests of more than {self.longest:g} s.)"
         else:
-            sentence = f"No rate keeps p99 under {limit:g} ms: even {capacity * LOWEST_SHARE:.3g} requests/s did not."
+            sentence = f"UNCLEAR whether any rate keeps p99 under {limit:g} ms. {self._unsettled()}"
         return LoadSearch(
             id=uuid.uuid4().hex[:12],
             variant=self.stage.variant.record.id,
@@ -173,8 +227,22 @@ class _Search:
             confirmed=confirmed,
         )
 
+    def _unsettled(self) -> str:
+        """About the lowest rate that stayed unclear: why, and what would settle it."""
+        rate = min(rate for rate, verdict in self.verdicts.items() if verdict == "UNCLEAR")
+        test = [one for one in self.tests if one.settings.rate == rate and verdict_of(one) == "UNCLEAR"][-1]
+        summary = test.summary
+        if not summary.valid:
+            return f"The test at {rate:.4g} requests/s is INVALID: {'; '.join(summary.reasons)}."
+        p99 = summary.latency_ms.get("p99")
+        sentence = f"At {rate:.4g} requests/s p99 was {p99.value:.3g} ms" if p99 else f"At {rate:.4g} requests/s"
+        sentence += f" over {summary.completed:,} requests in {test.settings.seconds:g} s, too close to call."
+        return (
+            f"{sentence} Longer tests settle it (seconds = {_round_up(2 * test.settings.seconds):g}), or another limit."
+        )
 
-def verdict_of(test: LoadTest) -> Literal["PASS", "FAIL", "UNCLEAR"]:
+
+def verdict_of(test: LoadTest) -> Verdict:
     """A saturated load fails whatever its requests so far say; a test that does not count says nothing."""
     if test.saturated:
         return "FAIL"
@@ -201,6 +269,12 @@ def point_of(test: LoadTest) -> LoadPoint:
 def _question(purpose: str, settings: LoadSettings) -> bytes:
     """What a test asked; two with the same need not both be run."""
     return msgspec.json.encode([purpose, msgspec.structs.replace(settings, rate=_rounded(settings.rate))])
+
+
+def _round_up(seconds: float) -> float:
+    """To two digits."""
+    step = 10.0 ** (math.floor(math.log10(seconds)) - 1)
+    return math.ceil(seconds / step) * step
 
 
 def _rounded(rate: float | None) -> float | None:

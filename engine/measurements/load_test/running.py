@@ -129,7 +129,7 @@ class LoadStage:
         stop_saturated: bool = False,
     ) -> LoadTest:
         """Send one load. `stop_saturated`: end as soon as it is certain to be more than the model can bear."""
-        settings, notes = self._fitted(settings)
+        settings, notes = fitted(settings, self.job.model.fixed_batch)
         self.job.progress(0, settings.seconds, f"{phase}: warming the model up" if phase else "warming the model up")
         target, where = self._target(settings)
         live = LiveTest(self, settings, target, LoadGenerator(target, self.pool, self._load(settings)), phase)
@@ -173,14 +173,6 @@ class LoadStage:
     def keep(self, test: LoadTest) -> None:
         """Have a search's test stored now, whatever becomes of the search."""
         self.job.send(Took(measurement=test))
-
-    def _fitted(self, settings: LoadSettings) -> tuple[LoadSettings, tuple[str, ...]]:
-        """The settings as this model can take them, and a sentence where they differ."""
-        fixed = self.job.model.fixed_batch
-        if fixed is None or settings.max_batch_size == fixed:
-            return settings, ()
-        why = f"The model takes batches of {fixed} only: every request is one, and none is joined with another."
-        return msgspec.structs.replace(settings, max_batch_size=fixed, rows_per_request=1), (why,)
 
     def _target(self, settings: LoadSettings) -> tuple[Target, Callable[[], Conditions]]:
         """What the load is sent to, and a function that says where that is."""
@@ -239,6 +231,14 @@ class LoadStage:
                 return None
             time.sleep(HEAR_SECONDS)
         return live
+
+
+def fitted(settings: LoadSettings, fixed_batch: int | None) -> tuple[LoadSettings, tuple[str, ...]]:
+    """The settings as a model with this batch size can take them, and a sentence where they differ."""
+    if fixed_batch is None or (settings.max_batch_size, settings.rows_per_request) == (fixed_batch, 1):
+        return settings, ()
+    why = f"The model takes batches of {fixed_batch} only: every request is one, and none is joined with another."
+    return msgspec.structs.replace(settings, max_batch_size=fixed_batch, rows_per_request=1), (why,)
 
 
 def _why(error: Exception) -> str:

@@ -17,7 +17,7 @@ import msgspec
 
 from ...protocol import LoadPoint, LoadSearch, LoadSettings, LoadTest, TestLoad
 from .rate_search import point_of
-from .running import LoadStage
+from .running import LoadStage, fitted
 
 LEAST_GAIN = 1.05
 """Throughput that the next batch size must bring over the best so far."""
@@ -67,14 +67,16 @@ def sweep(stage: LoadStage, task: TestLoad) -> LoadSearch:
 
 def plan(settings: LoadSettings, cores: int, fixed_batch: int | None) -> list[list[LoadSettings]]:
     """Rows of settings, each with rising batch size. `cores`: the most instances, where none are named."""
-    sizes = sorted(set(settings.sweep_batch_sizes)) if fixed_batch is None else [fixed_batch]
+    settings, _ = fitted(settings, fixed_batch)  # as they are stored, or a test would not be found again
+    asked = settings.sweep_batch_sizes if fixed_batch is None else (fixed_batch,)
+    sizes = sorted({max(size, settings.rows_per_request if fixed_batch is None else 1) for size in asked})
     instances = sorted(set(settings.sweep_instances or instance_counts(cores)))
     return [
         [
             msgspec.structs.replace(
                 settings,
                 sweep=False,
-                max_batch_size=max(size, settings.rows_per_request),
+                max_batch_size=size,
                 max_wait_ms=wait,
                 instances=count,
                 concurrency=None
