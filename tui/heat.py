@@ -84,11 +84,15 @@ def heat(value: float, limit: float) -> int:
 
 
 def kept(layer: LayerSensitivity, ratio: float) -> int:
-    """Units that stay, rounded as structured pruning rounds them: to the nearest multiple, heads not at all."""
+    """Units that stay, rounded as structured pruning rounds them.
+
+    That is to the nearest of the multiples and the present width; heads and layers of less than a multiple are not.
+    """
     keep = (1 - ratio) * layer.width
     if layer.kind == "heads" or layer.width <= MULTIPLE:
         return min(layer.width, max(1, round(keep)))
-    return min(layer.width, max(1, round(keep / MULTIPLE)) * MULTIPLE)
+    multiple = max(1, round(keep / MULTIPLE)) * MULTIPLE
+    return layer.width if multiple > layer.width or layer.width - keep < abs(multiple - keep) else multiple
 
 
 def within(scan: Sensitivity, limit: float) -> dict[str, int]:

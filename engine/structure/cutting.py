@@ -20,6 +20,7 @@ from . import sensitivity
 from .cost import example_call, macs_of, parameters_of, time_share
 from .importance import Mass, squares, taylor_mass, unit_scores
 from .network import CannotPrune, PrunableNetwork
+from .protecting import unmatched
 from .retraining import Retraining
 from .widths import Curve, Scores, search, shrink, widths_at
 
@@ -40,6 +41,9 @@ class _Cutting:
         self.parameters, self.job = parameters, job
         self.retraining = Retraining(source, parameters, job, "prune-structured")
         self.original = self.retraining.original
+        unknown = unmatched(self.original, parameters.protect)
+        if unknown:
+            raise CannotPrune(unknown)
         self.call, self.samples = example_call(job.model)
         job.progress(0, None, "following the layers")
         self.whole = PrunableNetwork(source.module(), self.call, parameters.protect)

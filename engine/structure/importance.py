@@ -37,6 +37,9 @@ def squares(weight: torch.Tensor) -> torch.Tensor:
 def taylor_mass(module: nn.Module, data: TrainingData, objective: Objective, batches: int = TAYLOR_BATCHES) -> Mass:
     """The mass behind "taylor", gathered on the module's device in eval mode (batch norm as it will be used)."""
     device = next(module.parameters()).device
+    frozen = [parameter for parameter in module.parameters() if not parameter.requires_grad]
+    for parameter in frozen:  # what cannot learn can still matter
+        parameter.requires_grad_(parameter.is_floating_point())
     gathered = {parameter: torch.zeros_like(parameter, device="cpu") for parameter in module.parameters()}
     for index, (inputs, labels) in enumerate(data.batches()):
         if index >= batches:
@@ -48,6 +51,8 @@ def taylor_mass(module: nn.Module, data: TrainingData, objective: Objective, bat
             if parameter.grad is not None:
                 mass += (parameter.detach() * parameter.grad).square().cpu()
     module.zero_grad(set_to_none=True)
+    for parameter in frozen:
+        parameter.requires_grad_(False)
     return lambda weight: gathered[weight]  # type: ignore[index]
 
 

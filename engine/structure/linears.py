@@ -43,5 +43,7 @@ def _ordinary(layer: nn.Module) -> nn.Linear:
     linear = nn.Linear(inputs, outputs, device=weight.device, dtype=weight.dtype)
     linear.weight.copy_(weight.t())
     linear.bias.copy_(bias)
+    linear.weight.requires_grad_(weight.requires_grad)
+    linear.bias.requires_grad_(bias.requires_grad)
     linear.train(layer.training)
     return linear

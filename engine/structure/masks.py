@@ -10,7 +10,6 @@ Deep Neural Networks").
 
 from __future__ import annotations
 
-import fnmatch
 import zlib
 from collections.abc import Iterator, Sequence
 
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 from ..protocol import Left
+from .protecting import is_protected
 
 Masks = dict[str, torch.Tensor]
 """Parameter name → bool tensor of its shape, True where the weight stays."""
@@ -47,13 +47,14 @@ def magnitude_masks(
 ) -> tuple[Masks, list[Left]]:
     """Zero the smallest weights: this share of every layer, or of all prunable weights together."""
     weights, left = _chosen(module, protect)
-    masks = {}
+    masks: Masks = {}
     if global_scope and weights:
         every = torch.cat([weight.detach().abs().flatten() for weight in weights.values()])
-        threshold = _threshold(every, sparsity)
-    for name, weight in weights.items():
-        size = weight.detach().abs()
-        masks[name] = size > (threshold if global_scope else _threshold(size.flatten(), sparsity))
+        parts = _largest(every, sparsity).split([weight.numel() for weight in weights.values()])
+        masks = {name: part.reshape(weight.shape) for (name, weight), part in zip(weights.items(), parts)}
+    else:
+        for name, weight in weights.items():
+            masks[name] = _largest(weight.detach().abs().flatten(), sparsity).reshape(weight.shape)
     return masks, left
 
 
@@ -98,14 +99,21 @@ def _chosen(module: nn.Module, protect: Sequence[str]) -> tuple[dict[str, nn.Par
     weights, left = {}, []
     for name, weight in prunable_weights(module):
         layer = name.rpartition(".")[0]
-        if any(fnmatch.fnmatch(layer, pattern) for pattern in protect):
+        if is_protected(layer, protect):
             left.append(Left(name=layer, reason="protected"))
         else:
             weights[name] = weight
     return weights, left
 
 
-def _threshold(sizes: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """The value at or below which this share of the sizes lies; below all of them when the share is too small."""
+def _largest(sizes: torch.Tensor, sparsity: float) -> torch.Tensor:
+    """True for all but this share of the sizes, the smallest; of equal ones the first go, so the share is exact."""
     count = round(sparsity * sizes.numel())
-    return sizes.kthvalue(count).values if count else sizes.new_tensor(-1.0)
+    if not count:
+        return torch.ones_like(sizes, dtype=torch.bool)
+    threshold = sizes.kthvalue(count).values
+    keep = sizes > threshold
+    equal = (sizes == threshold).nonzero().flatten()
+    below = int((sizes < threshold).sum())
+    keep[equal[count - below :]] = True
+    return keep

@@ -14,7 +14,6 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
-import fnmatch
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from ..protocol import Left
 from . import attention
 from .following import Call, CannotFollow, dependency_graph, followed_groups, tensors_of
 from .linears import ordinary_linears
+from .protecting import is_protected
 from .recurrent import RecurrentLayer, find_recurrent
 
 Kind = Literal["channels", "neurons", "heads", "hidden units"]
@@ -75,7 +75,7 @@ class PrunableNetwork:
         recurrent: list[RecurrentLayer] | None = None,
         known: Sequence[Group] | None = None,
     ) -> None:
-        """`protect`: name patterns (`head`, `blocks.0.*`) of layers to leave alone.
+        """`protect`: name patterns (`head`, `blocks.0.*`) of layers to leave alone, with all that lies within them.
 
         `known` are the groups of the network that this one is a copy of: they alone are followed, and not tried again.
         `recurrent` spares the search for their readers. Raises CannotPrune when the network cannot be followed at all.
@@ -83,8 +83,7 @@ class PrunableNetwork:
         self.module, self.call = module, call
         self.left: list[Left] = []
         ordinary_linears(module)
-        for parameter in module.parameters():
-            parameter.requires_grad_(parameter.is_floating_point())
+        self._frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
         self._names = {layer: name for name, layer in module.named_modules()}
         if recurrent is None:
             recurrent = list(find_recurrent(module, call, self.left))
@@ -98,7 +97,7 @@ class PrunableNetwork:
         groups = [*followed, *(self._recurrent_group(layer) for layer in recurrent)]
         self.groups: list[Group] = []
         for group in groups:
-            if any(fnmatch.fnmatch(member, pattern) for member in group.members for pattern in protect):
+            if any(is_protected(member, protect) for member in group.members):
                 self.left.append(Left(name=group.name, reason="protected"))
             else:
                 group.original = group.width
@@ -154,6 +153,7 @@ class PrunableNetwork:
         if group.heads is not None:
             group.heads.shrink(count)
         group.width -= count
+        self._freeze()
 
     def remove_least(self, group: Group, scores: torch.Tensor, count: int) -> None:
         """Take out the `count` units with the lowest scores; `scores`: (1 or cells, width)."""
@@ -164,12 +164,22 @@ class PrunableNetwork:
 
     def _trace(self, has_recurrent: bool) -> Any:
         """The dependency graph; None where it fails and recurrent layers are all there is to prune."""
+        for parameter in self.module.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())  # layers are followed along their gradients
         try:
             return dependency_graph(self.module, self.call)
         except CannotFollow as error:
             if has_recurrent:
                 return None
             raise CannotPrune(f"Torch-Pruning cannot follow this network's layers ({error}).") from error
+        finally:
+            self._freeze()
+
+    def _freeze(self) -> None:
+        """What the user froze, frozen again: a cut makes new parameters, which are not."""
+        for name, parameter in self.module.named_parameters():
+            if name in self._frozen:
+                parameter.requires_grad_(False)
 
     def _graph_groups(self) -> Iterator[Group]:
         import torch_pruning as tp

@@ -1,11 +1,12 @@
 """How wide each layer shall be: by a ratio, or by searching for the least pruning that meets a budget.
 
 Widths are dictionaries: name of a group → units to keep. They are rounded to multiples that hardware likes, at least
-one multiple stays, and heads are never rounded.
+one multiple stays, a layer that is to stay as it is keeps its width, and heads are never rounded.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -23,6 +24,9 @@ Scope = Literal["layer", "global", "sensitivity"]
 
 STRONGEST = 0.95
 """A search never removes a larger share than this."""
+
+SLACK = 1e-6
+"""Units that a width computed with fractions may be too large by."""
 
 SEARCH_STEPS = 12
 """Halvings of the interval: 0.95 / 2^12 is far below one channel."""
@@ -53,14 +57,22 @@ def widths_at(
         }
     else:
         keep = {group.name: (1 - strength) * group.original for group in groups}
-    return {group.name: rounded(keep[group.name], group, round_to) for group in groups}
+    least = scope == "sensitivity"
+    return {group.name: rounded(keep[group.name], group, round_to, least) for group in groups}
 
 
-def rounded(keep: float, group: Group, round_to: int) -> int:
-    """The nearest multiple of `round_to` that is at least one multiple and at most the present width."""
+def rounded(keep: float, group: Group, round_to: int, at_least: bool = False) -> int:
+    """What is nearest to `keep` of all multiples of `round_to` (one at least) and the present width.
+
+    The present width counts whether it is a multiple or not: a layer that is to stay stays. `at_least`: round up, so
+    that no more goes than was said.
+    """
+    if keep >= group.width:
+        return group.width
     if group.kind == "heads" or round_to <= 1 or group.width <= round_to:
-        return min(group.width, max(1, round(keep)))
-    return min(group.width, max(1, round(keep / round_to)) * round_to)
+        return min(group.width, max(1, math.ceil(keep - SLACK) if at_least else round(keep)))
+    multiple = max(1, math.ceil(keep / round_to - SLACK) if at_least else round(keep / round_to)) * round_to
+    return group.width if multiple > group.width or group.width - keep < abs(multiple - keep) else multiple
 
 
 def shrink(network: PrunableNetwork, widths: dict[str, int], scores: Scores) -> None:
@@ -109,13 +121,15 @@ def search(
 
 
 def _by_rank(strength: float, groups: list[Group], scores: Scores) -> dict[str, float]:
-    """Units above the score below which `strength` of all original units lie. No group loses over 90 %."""
+    """Without the units with the lowest scores, `strength` of all original ones. No group loses over 90 %."""
     ranked = {group.name: scores[group.name].mean(0) for group in groups}
     gone_already = sum(group.original - group.width for group in groups)
     remove = round(strength * sum(group.original for group in groups)) - gone_already
-    every = torch.cat([ranked[group.name] for group in groups]).sort().values
-    threshold = float(every[min(remove, len(every)) - 1]) if remove > 0 else -1.0
-    return {group.name: max(float((ranked[group.name] > threshold).sum()), 0.1 * group.original) for group in groups}
+    every = torch.cat([ranked[group.name] for group in groups])
+    going = torch.zeros(len(every), dtype=torch.bool)
+    going[every.argsort(stable=True)[: max(0, remove)]] = True  # by place: of equal scores no more go than asked
+    parts = going.split([len(ranked[group.name]) for group in groups])
+    return {group.name: max(float((~part).sum()), 0.1 * group.original) for group, part in zip(groups, parts)}
 
 
 def _largest_share(curve: Curve, allowed: float) -> float:

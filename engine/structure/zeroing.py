@@ -12,6 +12,7 @@ from .cost import parameters_of
 from .linears import ordinary_linears
 from .masks import Masks, apply_masks, compressed_bytes, magnitude_masks, sparsity_of, two_of_four_masks
 from .network import CannotPrune
+from .protecting import unmatched
 from .retraining import Retraining
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ def zero_weights(source: LoadedVariant, parameters: PruneUnstructured, job: JobC
     """The technique `prune-unstructured`. Raises CannotPrune when no weight could be chosen."""
     retraining = Retraining(source, parameters, job, "prune-unstructured")
     module = source.module()
+    unknown = unmatched(module, parameters.protect)
+    if unknown:
+        raise CannotPrune(unknown)
     ordinary_linears(module)
     if parameters.pattern == "2:4":
         masks, left = two_of_four_masks(module, parameters.protect)

@@ -41,7 +41,9 @@ class FineTuned(Parameters, frozen=True):
     stop_when_recovered: Annotated[
         bool, Meta(description="end as soon as the accuracy on held-out training data is that of the uncut network")
     ] = False
-    protect: Annotated[list[str], Meta(description="layers to leave alone, by name or pattern (blocks.0.*)")] = []
+    protect: Annotated[
+        list[str], Meta(description="layers to leave alone with all in them, by name or pattern (head, blocks.*.conv1)")
+    ] = []
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"], Meta(description="number format of the fine-tuning")
     ] = "auto"
@@ -50,7 +52,9 @@ class FineTuned(Parameters, frozen=True):
 class PruneUnstructured(FineTuned, frozen=True, tag="prune-unstructured"):
     """Zero single weights."""
 
-    sparsity: Annotated[float, Meta(gt=0, lt=1, description="share of the weights to set to zero")] = 0.3
+    sparsity: Annotated[
+        float, Meta(gt=0, lt=1, description="share of the weights to set to zero; always half with the pattern 2:4")
+    ] = 0.3
     scope: Annotated[
         Literal["layer", "global"],
         Meta(description="the smallest weights of every layer, or the smallest of the whole network"),
@@ -124,6 +128,22 @@ def refuse_structured(
     return refuse(variant, model, hardware, parameters)
 
 
+def refuse_unstructured(
+    variant: Variant, model: ModelInfo, hardware: Hardware, parameters: PruneUnstructured | None
+) -> str | None:
+    """A pattern zeroes what it zeroes: a share that was asked for beside it is not ignored in silence."""
+    if parameters is not None and parameters.pattern == "2:4":
+        default = PruneUnstructured().sparsity
+        if parameters.sparsity not in (0.5, default):
+            return (
+                f"The pattern 2:4 zeroes half of the weights, never {parameters.sparsity:.0%}: leave sparsity out, or "
+                'set pattern = "free".'
+            )
+        if parameters.scope == "global":
+            return 'The pattern 2:4 treats every layer alike: leave scope out, or set pattern = "free".'
+    return refuse(variant, model, hardware, parameters)
+
+
 @technique(
     "Unstructured pruning",
     group="pruning",
@@ -131,7 +151,7 @@ def refuse_structured(
     needs=Needs.PYTORCH,
     complexity="medium",
     expectation="same size and speed; compresses better; 2:4 brings 1–20 % on GPUs with sparse tensor cores",
-    refuse=refuse,
+    refuse=refuse_unstructured,
 )
 def prune_unstructured(source: LoadedVariant, parameters: PruneUnstructured, job: JobContext) -> list[VariantFiles]:
     """Set the smallest weights to zero, for good, and fine-tune the others."""

@@ -12,7 +12,7 @@ from engine.hardware import read_processor
 from engine.protocol import Hardware, Progressed
 from engine.structure.importance import squares, taylor_mass, unit_scores
 from engine.structure.masks import apply_masks, magnitude_masks, two_of_four_masks
-from engine.structure.network import CannotPrune, PrunableNetwork
+from engine.structure.network import CannotPrune, Group, PrunableNetwork
 from engine.structure.widths import rounded, search, shrink, widths_at
 from engine.techniques import Refusal, fields_of, with_defaults
 from engine.techniques.pruning import (
@@ -21,6 +21,7 @@ from engine.techniques.pruning import (
     prune_structured,
     prune_unstructured,
     refuse_structured,
+    refuse_unstructured,
 )
 from engine.training import Course, Plan, held_out_accuracy, train
 from engine.training.data import TrainingData
@@ -188,6 +189,68 @@ def test_attention_that_cannot_lose_heads_is_left_with_the_reason(attribute, val
     assert "layers.1.attention" in {group.name for group in network.groups}
 
 
+def test_what_the_user_froze_stays_as_it_is(tmp_path):
+    frozen = "    torch.manual_seed(0)\n    net = Net()\n    net.stem.requires_grad_(False)\n    return net"
+    model = open_text(tmp_path, CNN_FILE.replace("    torch.manual_seed(0)\n    return Net()", frozen))
+    for importance in ("l2", "taylor"):
+        asked = PruneStructured(
+            ratio=0.5, importance=importance, round_to=4, protect=["stem"], fine_tune_epochs=0.5, precision="float32"
+        )
+        variant, files, _ = run(prune_structured, model, tmp_path, asked)
+        module, before = variant.module(), model.module()
+        assert "blocks.0.conv1" in files.changed.touched
+        assert torch.equal(module.stem.weight, before.stem.weight)
+        assert not torch.equal(module.head.weight, before.head.weight)
+        trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+        assert trained == {name for name, parameter in before.named_parameters() if parameter.requires_grad}
+
+
+def test_a_network_that_is_frozen_as_a_whole_is_fine_tuned_as_a_whole(tmp_path):
+    frozen = "    torch.manual_seed(0)\n    return Net().requires_grad_(False)"
+    model = open_text(tmp_path, CNN_FILE.replace("    torch.manual_seed(0)\n    return Net()", frozen))
+    asked = PruneStructured(ratio=0.5, round_to=4, fine_tune_epochs=0.5, precision="float32")
+    variant, _, messages = run(prune_structured, model, tmp_path, asked)
+    assert not torch.equal(variant.module().stem.weight, model.module().stem.weight)
+    assert any("frozen" in getattr(message, "text", "") for message in messages)
+
+
+def test_frozen_layers_that_are_cut_are_frozen_afterwards(tmp_path):
+    model = open_text(tmp_path, CNN_FILE)
+    inputs = model.torch_args(model.example(2))[0]
+    network = PrunableNetwork(model.module().requires_grad_(False), lambda m: m(*inputs))
+    network.remove(network.group("blocks.0.conv1"), [[0, 1]])
+    assert not any(parameter.requires_grad for parameter in network.module.parameters())
+
+
+@pytest.mark.parametrize("asked", [PruneStructured, PruneUnstructured])
+def test_a_protected_layer_that_does_not_exist_is_a_sentence(asked, tmp_path):
+    technique = prune_structured if asked is PruneStructured else prune_unstructured
+    model = open_text(tmp_path, CNN_FILE)
+    job, _ = make_job(model, tmp_path)
+    with pytest.raises(Refusal, match=r"protect names 'steem', which matches no layer .*stem, blocks\.0\.conv1"):
+        technique(baseline(model, tmp_path), asked(protect=["steem"], fine_tune_epochs=0), job)
+
+
+def test_protecting_a_block_protects_what_is_in_it(tmp_path):
+    model = open_text(tmp_path, CNN_FILE)
+    _, files, _ = run(
+        prune_structured, model, tmp_path, PruneStructured(protect=["blocks.0"], round_to=2, fine_tune_epochs=0)
+    )
+    assert files.changed.touched == ("blocks.1.conv1",)
+    _, files, _ = run(prune_unstructured, model, tmp_path, PruneUnstructured(protect=["blocks"], fine_tune_epochs=0))
+    assert set(files.changed.touched) == {"stem.weight", "head.weight"}
+
+
+def test_a_share_that_contradicts_the_pattern_is_refused(tmp_path):
+    info = open_text(tmp_path, CNN_FILE).info()
+    for fine in (PruneUnstructured(pattern="2:4"), PruneUnstructured(pattern="2:4", sparsity=0.5)):
+        assert refuse_unstructured(None, info, hardware(), fine) is None
+    sentence = refuse_unstructured(None, info, hardware(), PruneUnstructured(pattern="2:4", sparsity=0.7))
+    assert "never 70%" in sentence
+    assert "alike" in refuse_unstructured(None, info, hardware(), PruneUnstructured(pattern="2:4", scope="global"))
+    assert "half" in next(field.description for field in fields_of(PruneUnstructured) if field.name == "sparsity")
+
+
 def test_taylor_keeps_the_channels_that_the_loss_needs(tmp_path):
     trained = trained_file(CNN_FILE, tmp_path)
     inputs = trained.torch_args(trained.example(2))[0]
@@ -244,6 +307,24 @@ def test_widths_are_rounded_to_multiples(tmp_path):
     group = PrunableNetwork(model.module(), lambda m: m(*inputs)).groups[0]
     assert [rounded(keep, group, 4) for keep in (0.1, 5.9, 6.1, 15.9, 40)] == [4, 4, 8, 16, 16]
     assert rounded(3.2, group, 32) == 3  # narrower than one multiple: as asked
+
+
+@pytest.mark.parametrize("width", [10, 12, 20, 44, 67])
+def test_rounding_does_not_cut_a_layer_that_is_to_stay(width):
+    group = Group("layer", "channels", width, (), original=width)
+    assert rounded(width, group, 8) == rounded(width - 0.1, group, 8) == width
+    scores = {"layer": torch.ones(1, width)}
+    for scope in ("layer", "global", "sensitivity"):
+        curves = {"layer": [(0.25, 0.5), (0.5, 0.9)]}
+        assert widths_at(0.0, [group], scores, scope, 8, curves) == {"layer": width}
+    forbidden = widths_at(0.1, [group], scores, "sensitivity", 8, {"layer": [(0.25, 0.5), (0.5, 1.0)]})["layer"]
+    assert width - forbidden <= 0.05 * width, "never more than the scan allows"
+
+
+def test_equal_scores_remove_no_more_than_asked():
+    groups = [Group(name, "channels", 16, (), original=16) for name in "ab"]
+    scores = {name: torch.ones(1, 16) for name in "ab"}
+    assert sum(widths_at(0.25, groups, scores, "global", 1).values()) == 24
 
 
 def test_the_sensitivity_scan_is_recorded_and_used(tmp_path):
@@ -351,6 +432,17 @@ def test_layer_scope_zeroes_the_same_share_everywhere_and_global_does_not():
     assert float((~together["1.weight"]).float().mean()) < 0.15 < 0.3 < float((~together["0.weight"]).float().mean())
     smallest = module[0].weight.abs().flatten().sort().values[479]
     assert torch.equal(each["0.weight"], module[0].weight.abs() > smallest)
+
+
+@pytest.mark.parametrize("global_scope", [False, True])
+def test_weights_of_one_size_lose_no_more_than_the_share_asked_for(global_scope):
+    module = nn.Sequential(nn.Conv2d(4, 5, 3), nn.Linear(6, 5))
+    for weight in (module[0].weight, module[1].weight):
+        weight.data.fill_(1 / 9)
+    masks, _ = magnitude_masks(module, 0.3, global_scope, [])
+    zeros = {name: int((~mask).sum()) for name, mask in masks.items()}
+    assert sum(zeros.values()) == 54 + 9
+    assert global_scope or zeros == {"0.weight": 54, "1.weight": 9}
 
 
 def test_two_of_four_zeroes_the_smaller_two_along_the_inputs():

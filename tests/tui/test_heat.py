@@ -22,7 +22,13 @@ def test_how_hot_a_cell_is_goes_by_the_limit(drop: float, level: int) -> None:
 
 @pytest.mark.parametrize(
     ("width", "kind", "ratio", "stay"),
-    [(64, "channels", 0.5, 32), (64, "channels", 0.125, 56), (16, "channels", 0.875, 8), (6, "heads", 0.5, 3)],
+    [
+        (64, "channels", 0.5, 32),
+        (64, "channels", 0.125, 56),
+        (16, "channels", 0.875, 8),
+        (6, "heads", 0.5, 3),
+        (20, "channels", 0.01, 20),
+    ],
 )
 def test_widths_are_rounded_as_pruning_rounds_them(width: int, kind: str, ratio: float, stay: int) -> None:
     layer = LayerSensitivity(name="x", kind=kind, width=width, accuracy=())
