@@ -9,11 +9,17 @@ sentence when it is used elsewhere.
 Light: read by the engine process, by techniques and by whoever compares or exports.
 """
 
+import re
+from collections.abc import Iterable
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from .protocol import Processor
+
+INT8_TECHNIQUES = ("quantize-dynamic", "quantize-static", "quantize-aware-training")
+"""After one of these a variant's answers depend on the class of processor (4-bit products never saturate)."""
 
 TARGETS = ("this-machine", "cpu-vnni", "cpu-avx2", "cpu-portable", "cuda", "tensorrt")
 """The names a user may give."""
@@ -119,6 +125,32 @@ def class_of(processor: Processor) -> DeviceClass:
     return "portable"
 
 
+def in_words(processor: Processor) -> str:
+    """The class of a processor as sentences call it."""
+    return _CLASS_WORDS.get(class_of(processor), "a processor without AVX2")
+
+
+def with_features(features: str, processor: Processor) -> Processor:
+    """The processor that a record's features ("avx2,vnni") belong to; an empty record: this one."""
+    words = tuple(word for word in re.split(r"[\s,]+", features) if word)
+    return replace(processor, features=words) if words else processor
+
+
+def measured_elsewhere(records: Iterable[str], processor: Processor) -> str | None:
+    """The warning when figures of an INT8 variant come from another class of processor than this machine's.
+
+    `records`: the features of each processor that something was measured on. None when all are of this class.
+    """
+    others = [with_features(features, processor) for features in records]
+    words = dict.fromkeys(in_words(other) for other in others if class_of(other) != class_of(processor))
+    if not words:
+        return None
+    return (
+        f"Measured on {' and '.join(words)}; this is {in_words(processor)}: speed and accuracy of INT8 do not carry "
+        "over. Measure again here."
+    )
+
+
 def moves_class(made_for: str, processor: Processor, quantized: bool = True) -> str | None:
     """The warning when a variant made for one target is compared, exported or replayed on this processor.
 
@@ -131,7 +163,7 @@ def moves_class(made_for: str, processor: Processor, quantized: bool = True) -> 
     here = class_of(processor)
     if target.device_class == here:
         return None
-    where = _CLASS_WORDS.get(here, "a processor without AVX2")
+    where = in_words(processor)
     if target.device_class == "cuda":
         return (
             f"Made for {target.name} (signed symmetric INT8), which a CPU runs slower than FP32: "

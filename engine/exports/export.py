@@ -22,16 +22,13 @@ from ..safety import UnsafePath, clean_text, file_slug, inside
 from ..session import Session, SessionError
 from ..session.ranking import best_variant
 from ..session.variant_files import COPY_BYTES, describe, sha256_of, sync_directory
-from ..targets import moves_class
 from . import results
-from .recipe import lineage, recipe_for
+from .moving import warning_of
+from .recipe import recipe_for
 from .report import report
 
 CARRY_BYTES = 100_000_000
 """A model file, or its data, that is bigger is not copied; the recipe then names where it is."""
-
-INT8_TECHNIQUES = ("quantize-dynamic", "quantize-static", "quantize-aware-training")
-"""After one of these a variant's answers depend on the class of processor (4-bit products never saturate)."""
 
 
 def export_variants(session: Session, variants: Sequence[Variant], to: str | Path, overwrite: bool = False) -> Exported:
@@ -81,8 +78,7 @@ def _notices(session: Session, variants: Sequence[Variant]) -> list[str]:
     """What whoever deploys this should know: a variant made for another class of processor than this machine's."""
     processor, found = read_processor(), []
     for variant in variants:
-        quantized = any(step.technique in INT8_TECHNIQUES for step in lineage(session, [variant]))
-        if warning := moves_class(variant.target, processor, quantized):
+        if warning := warning_of(session, variant, processor):
             found.append(f"{clean_text(variant.name, 80)}: {warning}")
     return found
 

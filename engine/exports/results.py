@@ -13,12 +13,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from .. import __version__
+from ..hardware import read_processor
 from ..protocol import Accuracy, Changed, Failed, Latency, Ratio, RecipeRun, Step, Variant
 from ..recipes.steps import CANCELLED
 from ..session import Session, SessionError
 from ..session.ranking import best_variant, figures_of
 from . import load_tests, table
 from .expectations import expectation_of
+from .moving import warning_of
 
 STEP_STATUS = {"cancelled": "failed"}
 """Statuses that outsiders know by another word."""
@@ -48,7 +50,7 @@ def results(session: Session, command: str, run: str | None = None, variants: It
     chosen = [session.resolve(word) for word in variants] or list(session.variants.values())
     runs = [_run(session, run)] if run is not None else list(session.runs.values())
     best = best_variant(session.variants.values(), session.measurements.values(), session.options)
-    model = session.model
+    model, processor = session.model, read_processor()
     content: dict[str, Any] = {
         "schema": f"trimtab/{command}/1",
         "trimtab": __version__,
@@ -56,7 +58,9 @@ def results(session: Session, command: str, run: str | None = None, variants: It
         "accuracy_limit": session.options.accuracy_limit,
         "best": best.id if best is not None else None,
         "steps": [_step(step) for one in runs for step in one.steps],
-        "variants": [_variant(session, variant) for variant in chosen],
+        "variants": [
+            _variant(session, variant) | {"warning": warning_of(session, variant, processor)} for variant in chosen
+        ],
     }
     if run is not None and runs[0].error:
         content["error"] = runs[0].error
@@ -100,6 +104,7 @@ def _step(step: Step) -> dict[str, Any]:
         step.kind: step.word,
         "status": STEP_STATUS.get(step.status, step.status),
         "reason": step.reason,
+        "notice": step.notice,
         "variant": step.variants[0] if step.variants else None,
         "variants": list(step.variants),
         "reused": step.reused,

@@ -115,6 +115,14 @@ def as_markdown(content: dict[str, Any], *, steps: bool) -> str:
     if content["variants"]:
         parts.append(heading(content) + "\n")
         parts.append(markdown_table(content["variants"]))
+        warned = [entry for entry in content["variants"] if entry["warning"]]
+        lines = [f"- {markdown_cell(one['name'], NAME_LIMIT)}: {markdown_cell(one['warning'])}\n" for one in warned]
+        if steps:
+            noticed = [step for step in content["steps"] if step["notice"]]
+            lines += [
+                f"- {markdown_cell(one['name'], NAME_LIMIT)}: {markdown_cell(one['notice'])}\n" for one in noticed
+            ]
+        parts += ["".join(lines)] if lines else []
     else:
         parts.append("No variants yet.\n")
     return "\n".join(parts)

@@ -227,6 +227,8 @@ class Step(Record):
     job: str | None = None
     reused: bool = False
     """The result was already in the session; nothing was run."""
+    notice: str | None = None
+    """What should be known of a result all the same: it moved to another class of processor."""
 
 
 class RecipeRun(Record):

@@ -6,7 +6,6 @@ class counts as the same for variants and accuracy, because the arithmetic is; t
 """
 
 import contextlib
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,7 +27,7 @@ from ..protocol import (
 )
 from ..safety import clean_text
 from ..session import Session, SessionError
-from ..targets import class_of
+from ..targets import INT8_TECHNIQUES, class_of, in_words, with_features
 from ..techniques import Refusal, parse_parameters, with_defaults
 
 
@@ -46,16 +45,9 @@ def made_already(
     A job that did not reach its end counts for nothing: its front of variants may lack some.
     """
     known = list(variants)
-    wanted = _canonical(technique, parameters)
-    for variant in reversed(known):
-        asked = variant.parameters if variant.requested is None else variant.requested
-        if (
-            variant.parent == source.id
-            and variant.technique == technique
-            and target in (variant.target, variant.requested_target)
-            and same_class(variant.processor, processor)
-            and _canonical(technique, asked) == wanted
-        ):
+    for variant in reversed(_asked_so(known, technique, parameters)):
+        at_home = target in (variant.target, variant.requested_target) and same_class(variant.processor, processor)
+        if variant.parent == source.id and at_home:
             job = jobs.get(variant.job or "")
             if job is None:  # forgotten with the years; the variant itself says enough
                 return (variant,)
@@ -64,6 +56,49 @@ def made_already(
                 if len(front) == len(job.state.variants):
                     return front
     return ()
+
+
+def moved(
+    variants: Iterable[Variant],
+    source: Variant,
+    technique: str,
+    parameters: dict[str, Any],
+    recorded: dict[str, Any],
+    processor: Processor,
+) -> str | None:
+    """The notice when INT8 that this session or the recipe's record has from another class of processor is made here.
+
+    None where nothing was made elsewhere, or where answers do not depend on the class.
+    """
+    if technique not in INT8_TECHNIQUES:
+        return None
+    here, known = in_words(processor), {one.id: one for one in variants}
+    for variant in reversed(_asked_so(known.values(), technique, parameters)):
+        parent = known.get(variant.parent or "")
+        # the parent was made again too, so it is known by what it is, not by its id
+        alike = parent is not None and (parent.technique, parent.parameters) == (source.technique, source.parameters)
+        if alike and not same_class(variant.processor, processor):
+            there = in_words(with_features(variant.processor, processor))
+            return (
+                f"{clean_text(variant.name, 80)} was made on {there}; this is {here}, so it was made again: speed and "
+                "accuracy are others here."
+            )
+    features = str(recorded.get("processor") or "")
+    if not same_class(features, processor):
+        there = in_words(with_features(features, processor))
+        return f"The recipe recorded its figures on {there}; this is {here}: speed and accuracy are others here."
+    return None
+
+
+def _asked_so(variants: Iterable[Variant], technique: str, parameters: dict[str, Any]) -> list[Variant]:
+    """Variants that were asked for with these words, of whatever, wherever and for whichever target."""
+    wanted = _canonical(technique, parameters)
+    return [
+        variant
+        for variant in variants
+        if variant.technique == technique
+        and _canonical(technique, variant.parameters if variant.requested is None else variant.requested) == wanted
+    ]
 
 
 def has_accuracy(measurements: Iterable[Measurement], variant: Variant, runtime: str, hardware: Hardware) -> bool:
@@ -153,8 +188,7 @@ def same_machine(conditions: Conditions, hardware: Hardware) -> bool:
 
 def same_class(features: str, processor: Processor) -> bool:
     """A record's processor features ("avx2,vnni") belong to this processor's class. An empty record fits any."""
-    words = tuple(word for word in re.split(r"[\s,]+", features) if word)
-    return not words or class_of(msgspec.structs.replace(processor, features=words)) == class_of(processor)
+    return class_of(with_features(features, processor)) == class_of(processor)
 
 
 def _canonical(technique: str, parameters: dict[str, Any]) -> bytes:

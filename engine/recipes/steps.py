@@ -48,6 +48,7 @@ from .reuse import (
     known_sensitivity,
     made_already,
     missing_batch_sizes,
+    moved,
 )
 
 if TYPE_CHECKING:
@@ -330,6 +331,10 @@ class Steps:
         )
         reused = bool(variants)
         if not variants:
+            notice = moved(
+                session.variants.values(), source, step.word, complete, step.recorded or {}, hardware.processor
+            )
+            self.runner.set_step(self.id, number, notice=notice)
             request = JobRequest(
                 task=RunTechnique(technique=step.word, parameters=complete, source=source.id, target=target),
                 title=f"{chosen.title} of {source.name}",

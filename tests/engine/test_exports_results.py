@@ -4,11 +4,12 @@ import csv
 import io
 import json
 
+import msgspec
 import pytest
-from session_makers import add_accuracy, add_latency, add_variant, make_model
+from session_makers import CONDITIONS, add_accuracy, add_latency, add_variant, make_model
 
 from engine.exports import results
-from engine.protocol import Failed, Job, Ratio, RecipeRun, SessionOptions, Step
+from engine.protocol import Failed, Job, Processor, Ratio, RecipeRun, SessionOptions, Step
 from engine.session import Session, SessionError
 
 HOSTILE = "conv[/]x\x1b]52;c;AAAA\x07"
@@ -57,6 +58,7 @@ def test_the_json_has_the_documented_shape(measured):
         "technique": "export-onnx",
         "status": "succeeded",
         "reason": None,
+        "notice": None,
         "variant": int8.id,
         "variants": [],
         "reused": False,
@@ -208,3 +210,30 @@ def test_a_model_file_that_cannot_be_used_is_unreadable_input(measured, kind, ca
     job = Job(id=measured.new_id(), kind=kind, title="t", created=1.0, state=state, recipe_run=run)
     measured.put_job(job)
     assert results.exit_status(measured, run) == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "features", "measured_on", "sentence"),
+    [
+        ("cpu-vnni", ("avx2",), "avx2,vnni", "Made for cpu-vnni with weights of 8 bits; this is x86-64 without VNNI"),
+        ("cpu-portable", ("avx2",), "avx2,vnni", "Measured on x86-64 with VNNI; this is x86-64 without VNNI"),
+        ("cpu-vnni", ("avx2", "vnni"), "avx2,vnni", None),
+    ],
+)
+def test_int8_from_another_class_of_processor_is_compared_with_a_warning(
+    session, monkeypatch, target, features, measured_on, sentence
+):
+    here = Processor(name="here", features=features, physical_cores=2, logical_cores=2, memory_bytes=1)
+    monkeypatch.setattr(results, "read_processor", lambda: here)
+    base = add_variant(session, "baseline")
+    onnx = add_variant(session, "onnx", base, technique="export-onnx", target=target)
+    int8 = add_variant(session, "int8", onnx, target=target)
+    held = msgspec.structs.replace(CONDITIONS, processor=measured_on)
+    for variant in (onnx, int8):
+        add_latency(session, variant, 2.0, conditions=held)
+    warnings = [one["warning"] for one in results.results(session, "compare")["variants"]]
+    assert warnings[:2] == [None, None]
+    assert (warnings[2] or "").startswith(sentence or "") is True
+    assert (warnings[2] is None) is (sentence is None)
+    text, _ = results.render(session, "compare", "markdown")
+    assert ("- int8: " in text) is (sentence is not None)

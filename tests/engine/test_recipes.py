@@ -131,8 +131,12 @@ async def test_variants_from_another_class_of_processor_are_made_again(bench):
     old = bench.runner.hardware
     processor = msgspec.structs.replace(old.processor, features=("avx2",))
     bench.runner.hardware = msgspec.structs.replace(old, processor=processor)
-    await bench.recipe(CHAIN)
+    run = await bench.recipe(CHAIN)
     assert ("quantize-static", "export-onnx-2") in bench.jobs.ran
+    notices = [step.notice for step in run.steps if step.word == "quantize-static"]
+    assert len(notices) == 1
+    assert "made on x86-64 with VNNI; this is x86-64 without VNNI, so it was made again" in (notices[0] or "")
+    assert all(step.notice is None for step in run.steps if step.word != "quantize-static")
 
 
 async def test_a_refused_step_runs_nothing_and_says_why(bench):

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.protocol import Processor
-from engine.targets import TARGETS, moves_class, resolve_target
+from engine.targets import TARGETS, measured_elsewhere, moves_class, resolve_target
 
 
 def processor(*features: str) -> Processor:
@@ -67,3 +67,10 @@ def test_where_the_answers_hold_nothing_is_said(made_for, here):
 
 def test_float_variants_move_freely():
     assert moves_class("cpu-vnni", AVX2, quantized=False) is None
+
+
+def test_figures_from_another_class_are_named_with_both_classes():
+    sentence = measured_elsewhere(["avx2,vnni", "avx2"], AVX2)
+    assert sentence is not None
+    assert sentence.startswith("Measured on x86-64 with VNNI; this is x86-64 without VNNI")
+    assert measured_elsewhere(["avx2 vnni", ""], VNNI) is None

@@ -4,6 +4,7 @@ Above: every runtime and batch size measured, one line each. Below: the two vari
 from A to B. Figures measured under different conditions are not put into a ratio; the reason is written instead.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import msgspec
@@ -14,9 +15,9 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Static
 
-from engine.protocol import Accuracy, Latency, LoadTest, Snapshot, Variant
+from engine.protocol import Accuracy, GetResults, Latency, LoadTest, Snapshot, Text, Variant
 
-from .. import figures
+from .. import figures, moves
 from ..comparison import accuracies, baseline_of, latencies, tree, variant_named, verdict_at
 from ..lines import Line
 from ..loads import decisive, newest_tests
@@ -47,6 +48,8 @@ class CompareScreen(Screen[None]):
         """`against` is A (else the baseline), `chosen` the variant that the cursor begins on."""
         super().__init__()
         self._against, self._begin = against, chosen
+        self._warnings: dict[str, str] = {}
+        self._warned_at: object = None
 
     def compose(self) -> ComposeResult:
         yield Static(Content.assemble((" Comparison ", "bold"), ("all runtimes and batch sizes", "$muted")), id="title")
@@ -68,10 +71,21 @@ class CompareScreen(Screen[None]):
         if self._begin is not None:
             table.select(f"{self._begin} 0")
             self._begin = None
+        if self._warned_at is not snapshot.measurements and view.link == "connected":
+            self._warned_at = snapshot.measurements
+            self.run_worker(self._warn(), group="warnings", exclusive=True)
         one = variant_named(snapshot, self._against)
         other = variant_named(snapshot, (table.key or "").partition(" ")[0])
         if one is not None and other is not None:
-            self.query_one("#pair", Static).update(side_by_side(snapshot, one, other))
+            self.query_one("#pair", Static).update(side_by_side(snapshot, one, other, self._warnings))
+
+    async def _warn(self) -> None:
+        """Which variants are at home on another class of processor, which is the engine's to say."""
+        app = cast("TrimtabApp", self.app)
+        reply = await app.ask(GetResults(request=0, format="json"), quiet=True)
+        if isinstance(reply, Text) and (found := moves.read(reply.text)) != self._warnings:
+            self._warnings = found
+            app.paint()
 
     def action_mark(self) -> None:
         key = self.query_one(LineTable).key
@@ -159,8 +173,8 @@ def _row(
     return tuple(spans)
 
 
-def side_by_side(snapshot: Snapshot, one: Variant, other: Variant) -> Content:
-    """A, B, and what changed from A to B."""
+def side_by_side(snapshot: Snapshot, one: Variant, other: Variant, warnings: Mapping[str, str] = {}) -> Content:
+    """A, B, and what changed from A to B. `warnings`: variant's id → why its figures may not hold here."""
     lines = [_line("", clean(one.name, 40), clean(other.name, 40), "A → B", "bold $secondary")]
     lines.append(_line("technique", clean(one.technique or "–", 40), clean(other.technique or "–", 40), ""))
     lines.append(
@@ -196,6 +210,9 @@ def side_by_side(snapshot: Snapshot, one: Variant, other: Variant) -> Content:
     lines.append(_line("verdict", _verdict(snapshot, a), _verdict(snapshot, b), ""))
     if other.changed is not None:
         lines.append(Content.assemble((" B: ", "$muted"), clean(other.changed.summary, 300)))
+    for label, variant in (("A", one), ("B", other)):
+        if warning := warnings.get(variant.id):
+            lines.append(Content.assemble((f" {label}: ", "$muted"), (clean(warning, 300), "$warning")))
     return Content("\n").join(lines)
 
 

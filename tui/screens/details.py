@@ -24,7 +24,7 @@ from engine.protocol import (
     Variant,
 )
 
-from .. import expectations, figures
+from .. import expectations, figures, moves
 from ..comparison import accuracies, latencies, lineage, variant_named, verdict_at
 from ..loads import decisive, load_in_words, load_jobs, newest_tests
 from ..panes.variants import VERDICTS
@@ -102,10 +102,17 @@ class DetailsScreen(Screen[None]):
         """What the field expects beside what was measured, which is the engine's to say."""
         command = GetResults(request=0, format="json", variants=(self._variant.id,))
         reply = await cast("TrimtabApp", self.app).ask(command, quiet=True)
-        found = expectations.read(reply.text) if isinstance(reply, Text) else []
-        if found:
-            shown = _section(f"Expected of {clean(found[0].technique, 40)}, and measured", expectations.table(found[0]))
-            self.query_one("#expectation", Static).update(shown)
+        if not isinstance(reply, Text):
+            return
+        parts = []
+        if warning := moves.read(reply.text).get(self._variant.id):
+            lines = wrap(clean(warning, 400), max(self.size.width - 10, 40))
+            parts.append(_section("Moved", Content.styled("\n".join(f"  {line}" for line in lines), "$warning")))
+        if found := expectations.read(reply.text):
+            title = f"Expected of {clean(found[0].technique, 40)}, and measured"
+            parts.append(_section(title, expectations.table(found[0])))
+        if parts:
+            self.query_one("#expectation", Static).update(Content("\n").join(parts))
 
     def action_show_load(self) -> None:
         """The newest load test of this variant, with its charts."""

@@ -189,9 +189,7 @@ def layer_rows(layers: tuple[LayerError, ...]) -> list[Row]:
         kind = clean(one.type, 30) + ("" if one.exclude else ", float")
         decibels = [figures.UNKNOWN if value is None else f"{value:.1f}" for value in (one.sqnr_db, one.drop_db)]
         text = f"   {one.cosine:>8.4f}{decibels[0]:>9}{decibels[1]:>9}  "
-        rows.append(
-            Row(one.node, ((text, role), (clean(one.node, 60), "strong"), (f"  {kind}", "muted")))
-        )
+        rows.append(Row(one.node, ((text, role), (clean(one.node, 60), "strong"), (f"  {kind}", "muted"))))
     return rows
 
 

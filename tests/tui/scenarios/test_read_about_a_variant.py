@@ -1,10 +1,12 @@
 """Details, comparison, deleting and measuring of a variant."""
 
+import json
+
 import msgspec
 import scenes
 from driver import dashboard
 
-from engine.protocol import DeleteVariant, MeasurementAdded, MeasureVariant, SetOptions
+from engine.protocol import DeleteVariant, GetResults, MeasurementAdded, MeasureVariant, SetOptions, Text
 
 
 async def test_enter_shows_lineage_changes_and_figures() -> None:
@@ -77,3 +79,13 @@ async def test_options_are_checked_and_sent() -> None:
         await seen.press("ctrl+s")
         command = await seen.asked(SetOptions)
         assert (command.accuracy_limit, command.batch_sizes, command.target) == (0.02, (1, 16), "cpu-vnni")
+
+
+async def test_a_variant_from_another_class_of_processor_is_shown_with_a_warning() -> None:
+    sentence = "Made for cpu-vnni with weights of 8 bits; this is x86-64 without VNNI, where their sums saturate."
+    found = Text(text=json.dumps({"variants": [{"id": "v2", "name": "int8", "warning": sentence}]}))
+    async with dashboard(size=(130, 60), answers={GetResults: found}) as seen:
+        await seen.press("down", "down", "enter")
+        await seen.sees("Moved", "where their sums saturate")
+        await seen.press("escape", "c", "home", *["down"] * 4)
+        await seen.sees("B: Made for cpu-vnni", "where their sums saturate")
