@@ -84,6 +84,10 @@ class Batches:
                 pixels = distort(pixels, random)
             yield normalise(pixels).reshape(-1, *self.sample_shape), torch.from_numpy(labels(self.split)[rows])
 
+    def set_epoch(self, number):
+        """The next pass is this one: a training that was stopped goes on with the order it had."""
+        self.passes = number
+
     def _chosen(self):
         return np.arange(len(labels(self.split))) if self._indices is None else self._indices
 

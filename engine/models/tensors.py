@@ -9,7 +9,7 @@ Names: inputs are called as in the forward's signature, or by their keys; output
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -140,6 +140,16 @@ class OutputStructure:
         """Named arrays in the structure the forward returned, as CPU tensors: what the user's functions expect."""
         by_path = {path: to_tensor(np.asarray(outputs[name])) for name, path in self.paths.items() if name in outputs}
         return _rebuild(self.template, (), by_path)
+
+
+def tensors_by_path(value: Any) -> dict[Path, torch.Tensor]:
+    """Every tensor in a structure by where it lies; a tensor alone lies at ()."""
+    return dict(_walk(value, ()))
+
+
+def with_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The same structure with every tensor in it changed."""
+    return _rebuild(value, (), {path: change(tensor) for path, tensor in _walk(value, ())})
 
 
 def _parameters(module: torch.nn.Module) -> tuple[list[str], bool] | None:

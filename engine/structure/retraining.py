@@ -17,11 +17,16 @@ from ..context import JobContext, LoadedVariant
 from ..training import Course, Outcome, Plan, Precision, held_out_accuracy, reestimate_batch_norm, train
 from ..training.checkpoints import checkpoints_for
 from ..training.data import TrainingData
-from ..training.objectives import Objective, Teaching
+from ..training.objectives import Objective
+from ..training.teacher import Teaching
 from .cost import parameters_of
 
 if TYPE_CHECKING:
     from ..techniques.pruning import FineTuned
+
+
+SETTLE_BATCHES = 20
+"""Training batches that batch normalisation is measured on anew."""
 
 
 class Retraining:
@@ -62,9 +67,9 @@ class Retraining:
         module.to("cpu")
         return value
 
-    def settle(self, module: nn.Module) -> None:
+    def settle(self, module: nn.Module, batches: int = SETTLE_BATCHES) -> None:
         """Batch normalisation measured anew after a cut, where there is data to measure it with."""
-        if self.has_data and reestimate_batch_norm(module, self.data, self.objective, self.device):
+        if self.has_data and reestimate_batch_norm(module, self.data, self.objective, self.device, batches):
             module.to("cpu")
 
     def fine_tune(
@@ -105,11 +110,20 @@ class Retraining:
         figures: dict[str, Any] = {
             "parameter_count_before": before,
             "parameter_count": after,
-            "held_out_accuracy_before": self.whole_accuracy,
         }
         if macs is not None:
             figures["macs"] = macs
         return figures
+
+    def held_out_figures(self, after_cut: float | None, end: float | None) -> dict[str, float | None]:
+        """What the held-out data say of the network before, after the cut and at the end, None without data.
+
+        Accuracies (fractions); where the labels cannot be scored, losses, and called so.
+        """
+        values = {"_before": self.whole_accuracy, "_after_cut": after_cut, "": end}
+        if self.objective.scored:
+            return {f"held_out_accuracy{when}": value for when, value in values.items()}
+        return {f"held_out_loss{when}": None if value is None else -value for when, value in values.items()}
 
 
 def usual_rate(module: nn.Module) -> float:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 
-from .data import TrainingData, batch_size
+from ..models import ModelError
+from .data import TrainingData
 from .losses import moved
-from .objectives import Objective
+from .objectives import Objective, label_array
 from .precision import Precision
+from .teacher import Teaching
 
 
 @torch.no_grad()
@@ -19,25 +22,37 @@ def held_out_accuracy(
     device: torch.device | str = "cpu",
     precision: Precision | None = None,
     samples: int | None = None,
+    teaching: Teaching | None = None,
 ) -> float:
     """Accuracy (fraction) on the held-out batches, or on the first `samples` of them. Keeps the module's mode.
 
-    Where the labels cannot be scored (regression without accuracy() in the model file) it is minus the mean loss.
+    Where the model file has a metric() it is that. Where the labels cannot be scored (regression without accuracy() in
+    the model file) it is minus the mean loss; where there are no labels, minus the mean distance from the teacher's
+    answers, and a ModelError where there is no teacher either.
     """
     was_training = module.training
     module.eval()
-    right, seen = 0.0, 0
+    total, seen = 0.0, 0
+    answered: list[tuple[dict[str, np.ndarray], np.ndarray]] = []
     precision = precision or Precision("float32", torch.device(device), ())
     for batch in data.held_out:
         inputs, labels = moved(batch[0], device), moved(batch[1], device)
-        with precision.autocast():
-            outputs = objective.forward(module, precision.laid_out(inputs))
-        right += objective.quality(outputs, labels)
-        seen += batch_size(batch)
+        outputs = objective.answer(module, inputs, precision)
+        count = data.rows.count(batch)
+        if labels is None:
+            objective.scored = False
+            if teaching is None:
+                raise ModelError("train_data() gives no labels (None): only distilling with alpha = 1 needs none.")
+            total -= float(teaching.distance(outputs, inputs, None, teaching.key(batch[0]), precision)) * count
+        elif objective.metric is not None:
+            answered.append((objective.arrays(outputs), label_array(labels)))
+        else:
+            total += objective.quality(outputs, labels) * count
+        seen += count
         if samples is not None and seen >= samples:
             break
     module.train(was_training)
-    return right / seen
+    return objective.metric_of(answered) if answered else total / seen
 
 
 @torch.no_grad()

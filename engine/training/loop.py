@@ -14,6 +14,7 @@ What a reader may rely on:
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -27,11 +28,12 @@ from .course import Course
 from .data import Batch, TrainingData
 from .judging import held_out_accuracy
 from .losses import moved
-from .objectives import Objective, Teaching
+from .objectives import Objective
 from .parallel import train_in_parallel
-from .plan import Outcome, Plan, make_optimizer, rate_factor
+from .plan import Outcome, Plan, make_optimizer, rate_factor, unfrozen
 from .precision import Precision
 from .randomness import random_state, seed_everything, set_random_state
+from .teacher import Teaching
 from .team import StepLoss, Team
 
 POINT_SECONDS = 0.25
@@ -88,6 +90,23 @@ def train_as(
     after_step: Callable[[], None] | None,
 ) -> Outcome:
     """`train` as one rank of a team; only the leading one judges, reports and keeps checkpoints."""
+    with unfrozen(module) as was_frozen:
+        if was_frozen:
+            course.job.log("All parameters of the network were frozen: all of them are trained.")
+        return _train(team, module, data, objective, plan, course, stage, teaching, after_step)
+
+
+def _train(
+    team: Team,
+    module: nn.Module,
+    data: TrainingData,
+    objective: Objective,
+    plan: Plan,
+    course: Course,
+    stage: str,
+    teaching: Teaching | None,
+    after_step: Callable[[], None] | None,
+) -> Outcome:
     device = team.device
     total = max(1, round(plan.epochs * data.steps))
     module.to(device)
@@ -101,15 +120,15 @@ def train_as(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, total, plan.warm_up))
     scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype is torch.float16)
 
-    done, accuracy, stepping = 0, 0.0, False
+    done, accuracy, judged = 0, 0.0, -1
+    stepping = finished = False
     saved = course.resumed(stage)
     if saved:
         trained.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
         scaler.load_state_dict(saved["scaler"])
-        set_random_state(saved["random"])
-        done, accuracy = saved["done"], saved["accuracy"]
+        done, accuracy, finished = saved["done"], saved["accuracy"], saved.get("finished", False)
     joined = team.joined(step)
 
     def checkpoint() -> None:
@@ -124,8 +143,23 @@ def train_as(
                     "random": random_state(),
                     "done": done,
                     "accuracy": accuracy,
+                    "finished": finished,
                 },
             )
+
+    def judge() -> None:
+        nonlocal accuracy, judged
+        judged = done
+        if team.leads:
+            accuracy = held_out_accuracy(module, data, objective, device, precision, teaching=teaching)
+            course.judged(accuracy, objective.scored)
+
+    def begin(number: int) -> None:
+        team.begin_pass(plan.seed, number)
+
+    def go_on() -> None:
+        if saved:  # only after the samples that were seen are skipped: drawing them draws random numbers, too
+            set_random_state(saved["random"])
 
     course.fact("steps_per_epoch", data.steps)
     course.fact("total_steps", course.total_steps or course.step - done + total)
@@ -134,12 +168,11 @@ def train_as(
     pause, recent = CHECKPOINT_SECONDS, Recent(device)
     module.train()
     try:
-        for index, batch in _steps(data, done, total, lambda number: team.begin_pass(plan.seed, number)):
+        for batch in _steps(data, done, total, begin, go_on) if not finished else ():
             own, weight = team.share(batch)
             inputs, labels = moved(own[0], device), moved(own[1], device)
             optimizer.zero_grad(set_to_none=True)
-            with precision.autocast():
-                loss = joined(inputs, labels, index) * weight
+            loss = joined(inputs, labels, teaching.key(own[0]) if teaching else None) * weight
             scaler.scale(loss).backward()
             stepping = True  # from here to the count, weights and counts do not belong together
             scaler.unscale_(optimizer)
@@ -159,9 +192,7 @@ def train_as(
                 course.point("loss", recent.mean(f"step {done} of {total}"))
             course.job.progress(course.step, course.total_steps, f"{stage}: step {done} of {total}")
             if done % check_every == 0 or done == total:
-                if team.leads:
-                    accuracy = held_out_accuracy(module, data, objective, device, precision)
-                    course.judged(accuracy, objective.scored)
+                judge()
                 good = plan.stop_at is not None and accuracy >= plan.stop_at and done >= plan.warm_up * total
                 if team.agreed(good):
                     break
@@ -169,6 +200,11 @@ def train_as(
                 checkpoint()
                 last_checkpoint = time.monotonic()
                 pause = max(CHECKPOINT_SECONDS, 20 * (last_checkpoint - now))
+        if not finished:
+            if judged != done:  # stopped between the last step and the last judgement, and resumed
+                judge()
+            finished = True
+            checkpoint()  # what follows (another cut, another stage) may be stopped, too: the curve up to here stays
     except JobCancelled:  # may come out of any line: the worker's signal handler raises it
         if not stepping:
             checkpoint()
@@ -200,20 +236,26 @@ class Recent:
         return value
 
 
-def _steps(data: TrainingData, done: int, total: int, begin: Callable[[int], None]) -> Iterator[tuple[int, Batch]]:
-    """(index within the pass, batch) from step `done` up to `total`, pass after pass.
+def _steps(
+    data: TrainingData, done: int, total: int, begin: Callable[[int], None], go_on: Callable[[], None]
+) -> Iterator[Batch]:
+    """The batches of the steps from `done` up to `total`, pass after pass.
 
-    `begin` is called with the number of every pass that is begun at its first batch.
+    `begin` is called with the number of every pass before anything of it is drawn, `go_on` once what a resumed pass had
+    already given is skipped.
     """
     while done < total:
         number, skip = divmod(done, data.steps)
-        if not skip:
-            begin(number)
-        got = 0
-        for index, batch in enumerate(data.batches(skip), start=skip):
+        begin(number)
+        batches, got = data.batches(number=number), 0
+        for _ in itertools.islice(batches, skip):
+            pass  # seen before the stop; drawn again so that the generators are where they were
+        if skip:
+            go_on()
+        for batch in batches:
             if done >= total:
                 return
-            yield index, batch
+            yield batch
             done, got = done + 1, got + 1
         if not got:
             raise ModelError("train_data() gave nothing on a later pass: it must be possible to go through it again.")

@@ -1,8 +1,8 @@
-"""What training minimises: the user's loss or cross-entropy, and the teacher's answers.
+"""What training minimises where the user has no loss of their own, and where the answer is in what a model returns.
 
 Models answer in many shapes. `main_output` finds the tensor that matters in a tensor, tuple, dictionary or Hugging
-Face output; `class_axis` finds the axis of the classes from the shape of the labels. Losses are means over the batch,
-in float32 whatever precision the model ran in.
+Face output; `class_axis` finds the axis of the classes from the labels. The loss is the mean over the batch, in float32
+whatever precision the model ran in.
 """
 
 from __future__ import annotations
@@ -24,12 +24,16 @@ SCORE_NAMES = ("logits", "scores", "output", "outputs", "prediction_logits", "la
 """Where a dictionary of outputs keeps the answer, by the first name that is there; else its first float tensor."""
 
 
-def moved(value: Any, device: torch.device | str) -> Any:
-    """Every tensor or array in a nest of tuples, lists and dictionaries, as a tensor on `device`."""
+def moved(value: Any, device: torch.device | str | None) -> Any:
+    """Every tensor or array in a nest of tuples, lists and dictionaries, as a tensor on `device` (None: where it is).
+
+    numpy's float64, which is only its default, becomes float32; arrays of what no tensor can hold stay as they are.
+    """
     if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, np.ndarray):
-        return torch.as_tensor(value).to(device)
+        return value if device is None else value.to(device, non_blocking=True)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        tensor = torch.as_tensor(value.astype(np.float32) if value.dtype == np.float64 else value)
+        return tensor if device is None else tensor.to(device)
     if isinstance(value, Mapping):
         return {key: moved(item, device) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -59,17 +63,22 @@ def main_output(outputs: Any) -> torch.Tensor:
 
 
 def class_axis(scores: torch.Tensor, labels: Any) -> int | None:
-    """The axis of `scores` that counts classes, or None when the labels are no class numbers.
+    """The axis of `scores` that counts classes, or None when the labels name none.
 
-    (n, classes) with (n,) labels; (n, classes, …) as in segmentation; (n, tokens, classes) as in tagging.
+    Labels may be class numbers, (n,) for (n, classes), (n, …) for (n, classes, …) as in segmentation or for
+    (n, …, classes) as in tagging; or one-hot, smoothed or mixed-up rows in the shape of the scores. Where axis 1 and
+    the last fit alike, images have their classes on axis 1, and sequences (three axes: a tagger that happens to have as
+    many tokens as tags) on the last. One score alone counts no classes.
     """
-    if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.ndim != scores.ndim - 1:
+    if not isinstance(labels, torch.Tensor) or scores.ndim < 2:
         return None
-    if scores.shape[:1] + scores.shape[2:] == labels.shape:
-        return 1
-    if scores.shape[:-1] == labels.shape:
-        return scores.ndim - 1
-    return None
+    last = scores.ndim - 1
+    axes = [axis for axis in ((last, 1) if scores.ndim == 3 else (1, last)) if scores.shape[axis] > 1]
+    if labels.shape == scores.shape:
+        return next((axis for axis in axes if _distributions(labels, axis)), None)
+    if labels.is_floating_point():
+        return None
+    return next((axis for axis in axes if scores.shape[:axis] + scores.shape[axis + 1 :] == labels.shape), None)
 
 
 def cross_entropy(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
@@ -78,40 +87,20 @@ def cross_entropy(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
     Raises ModelError when outputs and labels do not look like classification.
     """
     scores = main_output(outputs)
-    if isinstance(labels, torch.Tensor) and labels.shape == scores.shape and _probabilities(labels):
-        return F.cross_entropy(scores.float(), labels.float())
     axis = class_axis(scores, labels)
     if axis is None:
+        shape = f"of shape {tuple(labels.shape)}" if isinstance(labels, torch.Tensor) else f"({type(labels).__name__})"
         raise ModelError(
-            f"Outputs of shape {tuple(scores.shape)} and these labels are no classification: "
+            f"Outputs of shape {tuple(scores.shape)} and labels {shape} are no classification: "
             "add loss(outputs, labels) to the model file."
         )
-    return F.cross_entropy(scores.float().movedim(axis, 1), labels.long(), ignore_index=-100)
+    scores = scores.float().movedim(axis, 1)
+    if labels.shape == main_output(outputs).shape:
+        return F.cross_entropy(scores, labels.float().movedim(axis, 1))
+    total = F.cross_entropy(scores, labels.long(), ignore_index=-100, reduction="sum")
+    return total / (labels != -100).sum().clamp_min(1)  # 0, not NaN, for a batch in which no label counts
 
 
-def soft_loss(student: Any, teacher: Any, labels: Any, temperature: float) -> torch.Tensor:
-    """How far the student's answer is from the teacher's.
-
-    For classes: T² · KL(teacher ‖ student) of the softened probabilities, averaged over the batch and all positions
-    that count (Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network"). For anything else
-    (regression, boxes, embeddings) the mean squared error of the outputs, relative to the teacher's variance.
-    """
-    ours, theirs = main_output(student).float(), main_output(teacher).float()
-    if ours.shape != theirs.shape:
-        raise ModelError(
-            f"The student answers with shape {tuple(ours.shape[1:])} a sample, the teacher with "
-            f"{tuple(theirs.shape[1:])}: they must be the same."
-        )
-    axis = class_axis(ours, labels)
-    if axis is None:
-        return F.mse_loss(ours, theirs) / theirs.var().clamp_min(1e-6)
-    log_ours = F.log_softmax(ours / temperature, axis)
-    log_theirs = F.log_softmax(theirs / temperature, axis)
-    divergence = F.kl_div(log_ours, log_theirs, reduction="none", log_target=True).sum(axis)
-    counts = labels != -100
-    return temperature**2 * (divergence * counts).sum() / counts.sum().clamp_min(1)
-
-
-def _probabilities(labels: torch.Tensor) -> bool:
-    """Each row of (n, classes) is a distribution: one-hot, or smoothed, or mixed up."""
-    return labels.ndim == 2 and bool((labels >= 0).all() and (labels.sum(1) - 1).abs().max() < 1e-3)
+def _distributions(labels: torch.Tensor, axis: int) -> bool:
+    """Along this axis lie distributions: one-hot, or smoothed, or mixed up."""
+    return bool((labels >= 0).all() and (labels.sum(axis) - 1).abs().max() < 1e-3) if labels.numel() else False

@@ -44,8 +44,8 @@ from ..protocol import (
 )
 from .course import Course
 from .data import TrainingData
-from .objectives import Teaching
 from .plan import Outcome, Plan
+from .teacher import Teaching
 
 MAIN = Path(__file__).resolve().parents[1] / "__main__.py"
 """Runs the engine's processes, whatever its package is called here."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -45,6 +47,24 @@ def rate_factor(step: int, total: int, warm_up: float) -> float:
         return (step + 1) / rising
     through = min(1.0, (step - rising) / max(1, total - rising))
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * through))
+
+
+@contextlib.contextmanager
+def unfrozen(module: nn.Module) -> Iterator[bool]:
+    """Inside, something of the module can be trained; True if all of it was frozen. The flags are put back afterwards.
+
+    A network that was saved for inference often has no parameter that requires a gradient: then all of them learn.
+    Where only some are frozen that was meant, and they stay as they are.
+    """
+    flags = {parameter: parameter.requires_grad for parameter in module.parameters()}
+    frozen = not any(flags.values())
+    for parameter in flags:
+        parameter.requires_grad_(flags[parameter] or (frozen and parameter.is_floating_point()))
+    try:
+        yield frozen
+    finally:
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
 
 
 def make_optimizer(module: nn.Module, plan: Plan) -> torch.optim.Optimizer:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..models.tensors import with_tensors
+
 
 class Precision:
     """The number format of training and judging.
@@ -28,6 +30,12 @@ class Precision:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
+
+    def widened(self, outputs: Any) -> Any:
+        """Outputs in float32: losses lose too much in fewer bits, and some (BCELoss) refuse them."""
+        if self.dtype is torch.float32:
+            return outputs
+        return with_tensors(outputs, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
 
     def laid_out(self, inputs: Any) -> Any:
         """Images with the channels last in memory where low precision is used: convolutions want them so there."""

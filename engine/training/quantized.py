@@ -33,9 +33,10 @@ from ..targets import Target
 from . import Course, Plan, held_out_accuracy, train
 from .call_matching import RECURRENT_LIMITS, Matching, fold_batch_norms, match, record
 from .checkpoints import checkpoints_for
-from .data import TrainingData, batch_size
+from .data import INEXACT, TrainingData
 from .fake_quantization import ActivationGrid, FakeQuantized, WeightGrid
-from .objectives import Objective, Teaching
+from .objectives import Objective, label_array
+from .teacher import Teaching
 
 if TYPE_CHECKING:
     from ..techniques.quantization_aware_training import QuantizeAware
@@ -81,8 +82,9 @@ class _Work:
         job.progress(0, None, "exporting")
         module = self.source.module()
         original = copy.deepcopy(module)
-        for parameter in module.parameters():
-            parameter.requires_grad_(parameter.is_floating_point())
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            for parameter in module.parameters():  # saved frozen, for inference: it has to learn all the same
+                parameter.requires_grad_(parameter.is_floating_point())
         call = self.model.torch_args(self.example)
         folded = fold_batch_norms(module, *call)
         prepared = self._graph(module)
@@ -98,10 +100,7 @@ class _Work:
         job.progress(0, None, "measuring what plain static quantization gives")
         data = TrainingData(job.model, seed=job.spec.seed)
         if not data.held_out_exact:
-            job.log(
-                "train_data() shuffles by itself, so the samples that judge the progress are also trained on: "
-                "their accuracy is a little rosy. Give validation_data() or a DataLoader to keep them apart."
-            )
+            job.log(INEXACT)
         float_accuracy = self._float_accuracy(original, data)
         figures: dict[str, Any] = {
             "held_out_accuracy_before": float_accuracy,
@@ -242,12 +241,16 @@ class _Work:
         if self.model.fixed_batch:
             return None
         batches = [self.model.structure.arrays(inputs) for inputs, _ in data.held_out]
-        outputs = run_graph(model, batches, self.threads)
+        answered = run_graph(model, batches, self.threads)
+        if self.objective.metric is not None:
+            truth = [label_array(labels) for _, labels in data.held_out]
+            return self.objective.metric_of(list(zip(answered, truth, strict=True)))
         right = 0.0
-        for answers, (_, labels) in zip(outputs, data.held_out, strict=True):
+        for answers, batch in zip(answered, data.held_out, strict=True):
             self.job.progress(0, None, "judging the INT8 graph on held-out data")
-            right += self.objective.quality(self.model.output_structure.rebuild(answers), labels)
-        return right / sum(batch_size(batch) for batch in data.held_out)
+            outputs = self.model.output_structure.rebuild(answers)
+            right += self.objective.quality(outputs, batch[1]) * data.rows.count(batch)
+        return right / data.held_out_samples
 
     def _difference(self, answers: list[Any], model: onnx.ModelProto, batches: list[Any]) -> Any:
         return compare_outputs(answers, run_graph(model, batches, self.threads))

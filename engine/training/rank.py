@@ -27,7 +27,8 @@ from .checkpoints import Checkpoints
 from .course import Course
 from .data import TrainingData
 from .loop import train_as
-from .objectives import Objective, Teaching
+from .objectives import Objective
+from .teacher import Teaching
 from .team import Team
 
 PATIENCE = datetime.timedelta(hours=2)
@@ -81,8 +82,8 @@ def _join(spec: JobSpec, rank: int, directory: Path) -> None:
 
 def _train(job: JobContext, rank: int, directory: Path) -> None:
     task: dict[str, Any] = torch.load(directory / "task.pt", map_location="cpu", weights_only=False)
-    team = Team(torch.device(job.spec.device), rank, len(job.spec.devices))
     data = TrainingData(job.model, task["samples"], task["seed"])
+    team = Team(torch.device(job.spec.device), rank, len(job.spec.devices), data.rows)
     checkpoints = Checkpoints(Path(task["checkpoints"])) if task["checkpoints"] else None
     course = Course(job if team.leads else _silent(job), checkpoints, task["total_steps"], told=True)
     if course.resumed(task["stage"]) is None:

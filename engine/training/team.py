@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
-from .data import Batch, batch_size
-from .objectives import Objective, Teaching
+from .data import Batch
+from .objectives import Objective
 from .precision import Precision
 from .randomness import seed_everything
+from .rows import Rows
+from .teacher import Teaching
 
 
 class StepLoss(nn.Module):
@@ -30,20 +31,26 @@ class StepLoss(nn.Module):
         self.trained = nn.ModuleList([module, *(teaching.trained_modules if teaching else [])])
         self._objective, self._teaching, self._precision = objective, teaching, precision
 
-    def forward(self, inputs: Any, labels: Any, index: int) -> torch.Tensor:
-        """`index` is the batch's place in its pass."""
-        outputs = self._objective.forward(self.trained[0], self._precision.laid_out(inputs))
-        loss = self._objective.loss(outputs, labels)
-        if self._teaching is not None:
-            loss = self._teaching.mixed(loss, outputs, inputs, labels, index, self._precision)
-        return loss
+    def forward(self, inputs: Any, labels: Any, key: bytes | None = None) -> torch.Tensor:
+        """The network runs in the plan's precision, the loss in float32. `key`: by what the teacher knows them."""
+        outputs = self._objective.answer(self.trained[0], inputs, self._precision)
+        teaching = self._teaching
+        # Where the teacher alone counts there may be no labels, so no loss is asked for.
+        hard = None if teaching and teaching.alpha == 1 else self._objective.loss(outputs, labels)
+        if teaching is None:
+            assert hard is not None
+            return hard
+        return teaching.mixed(hard, outputs, inputs, labels, key, self._precision)
 
 
 class Team:
-    """One rank among `size`. Alone (size 1) nothing is sent and no process group is needed."""
+    """One rank among `size`. Alone (size 1) nothing is sent and no process group is needed.
 
-    def __init__(self, device: torch.device, rank: int = 0, size: int = 1) -> None:
-        self.device, self.rank, self.size = device, rank, size
+    `rows` says where in a batch its samples lie.
+    """
+
+    def __init__(self, device: torch.device, rank: int = 0, size: int = 1, rows: Rows | None = None) -> None:
+        self.device, self.rank, self.size, self._rows = device, rank, size, rows or Rows()
 
     @property
     def leads(self) -> bool:
@@ -60,23 +67,16 @@ class Team:
 
     def share(self, batch: Batch) -> tuple[Batch, float]:
         """(this rank's rows, what its mean loss counts for). A batch too small to be split goes to everyone whole."""
-        count = batch_size(batch)
-        if self.size == 1 or count < 2 * self.size:
+        if self.size == 1 or (count := self._rows.count(batch)) < 2 * self.size:
             return batch, 1.0
-        rows = slice(self.rank, None, self.size)
-
-        def cut(value: Any) -> Any:
-            return value[rows] if getattr(value, "ndim", 0) and value.shape[0] == count else value
-
-        own = pytree.tree_map(cut, batch)
-        return own, batch_size(own) * self.size / count
+        own = self._rows.taken(batch, slice(self.rank, None, self.size))
+        return own, self._rows.count(own) * self.size / count
 
     def begin_pass(self, seed: int, number: int) -> None:
-        """All ranks draw alike in every pass: data that shuffles by the global generators stays in step."""
-        if self.size > 1:
-            seed_everything(seed + number)
-            if self.device.type == "cuda":
-                torch.cuda.manual_seed(seed + number + 7919 * self.rank)  # dropout is each rank's own
+        """Data that shuffles by the global generators gives the same pass to all ranks, and again after a stop."""
+        seed_everything(seed + number)
+        if self.size > 1 and self.device.type == "cuda":
+            torch.cuda.manual_seed(seed + number + 7919 * self.rank)  # dropout is each rank's own
 
     def mean(self, loss: torch.Tensor) -> torch.Tensor:
         """The weighted losses of all ranks as the loss of the whole batch."""

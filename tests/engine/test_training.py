@@ -17,8 +17,10 @@ from engine.protocol import MetricReported, Progressed
 from engine.training import Course, Plan, held_out_accuracy, rate_factor, reestimate_batch_norm, train
 from engine.training.checkpoints import Checkpoints
 from engine.training.data import TrainingData
-from engine.training.losses import cross_entropy, main_output, soft_loss
-from engine.training.objectives import Objective, Teaching
+from engine.training.losses import cross_entropy, main_output
+from engine.training.objectives import Objective
+from engine.training.soft_targets import answers, soft_loss
+from engine.training.teacher import Teaching
 
 from .learning_models import CNN_FILE, make_job, open_text, points
 
@@ -169,8 +171,11 @@ def test_cross_entropy_finds_the_class_axis():
 def test_soft_loss_is_zero_for_equal_answers_and_keeps_its_scale_over_temperatures():
     torch.manual_seed(0)
     teacher, student, labels = torch.randn(64, 10), torch.randn(64, 10), torch.randint(0, 10, (64,))
+    teacher, student = answers(teacher), answers(student)
     assert float(soft_loss(teacher, teacher, labels, 3.0)) == pytest.approx(0, abs=1e-5)
-    by_hand = torch.nn.functional.kl_div((student / 3).log_softmax(1), (teacher / 3).softmax(1), reduction="batchmean")
+    by_hand = torch.nn.functional.kl_div(
+        (student[""] / 3).log_softmax(1), (teacher[""] / 3).softmax(1), reduction="batchmean"
+    )
     assert float(soft_loss(student, teacher, labels, 3.0)) == pytest.approx(9 * float(by_hand), rel=1e-4)
     assert float(soft_loss(student, teacher, torch.randn(64), 3.0)) > 0  # no classes: squared error
 

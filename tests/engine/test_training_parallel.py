@@ -17,7 +17,8 @@ from engine.structure.masks import apply_masks, magnitude_masks
 from engine.training import Course, Plan, train
 from engine.training.checkpoints import Checkpoints
 from engine.training.data import TrainingData
-from engine.training.objectives import Objective, Teaching
+from engine.training.objectives import Objective
+from engine.training.teacher import Teaching
 from engine.training.team import Team
 
 from .learning_models import CNN_FILE, TRANSFORMER_FILE, make_job, open_text, points
