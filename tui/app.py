@@ -137,6 +137,8 @@ class TrimtabApp(App[None]):
     def paint(self) -> None:
         """Draw the active screen, and what is seen behind a dialog."""
         self._painting = False
+        if not self.is_running:
+            return  # a last tick while the screens are being taken apart
         for screen in reversed(self.screen_stack):
             show = getattr(screen, "show", None)
             if show is not None and screen.is_mounted:

@@ -39,3 +39,9 @@ async def test_without_a_job_it_simply_ends() -> None:
     async with dashboard(quiet) as seen:
         await seen.press("q")
         await seen.until(lambda: seen.app._exit, "leaving")
+
+
+async def test_a_tick_that_comes_while_the_screens_are_taken_apart_draws_nothing() -> None:
+    async with dashboard() as seen:
+        await seen.press("enter")
+    seen.app.paint()
