@@ -41,7 +41,17 @@ async def test_without_a_job_it_simply_ends() -> None:
         await seen.until(lambda: seen.app._exit, "leaving")
 
 
-async def test_a_tick_that_comes_while_the_screens_are_taken_apart_draws_nothing() -> None:
+async def test_a_tick_that_comes_while_the_screens_are_taken_apart_draws_nothing(monkeypatch) -> None:
+    ticks = []
     async with dashboard() as seen:
         await seen.press("enter")
-    seen.app.paint()
+        app, close = seen.app, seen.app._close_all
+
+        async def close_with_a_late_tick() -> None:
+            await app.screen.query("*").remove()
+            app.paint()
+            ticks.append(True)
+            await close()
+
+        monkeypatch.setattr(app, "_close_all", close_with_a_late_tick)
+    assert ticks
