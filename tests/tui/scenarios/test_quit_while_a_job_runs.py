@@ -44,7 +44,8 @@ async def test_without_a_job_it_simply_ends() -> None:
 async def test_a_tick_that_comes_while_the_screens_are_taken_apart_draws_nothing(monkeypatch) -> None:
     ticks = []
     async with dashboard() as seen:
-        await seen.press("enter")
+        await seen.press("home", "h")
+        await seen.sees("Layers")
         app, close = seen.app, seen.app._close_all
 
         async def close_with_a_late_tick() -> None:
