@@ -22,6 +22,12 @@ from .onnx_graph import Graph, attribute, element_count, float_weights, subgraph
 SMALLEST_EMBEDDING = 1 << 12
 """Numbers in a table below which storing bytes brings nothing."""
 
+NO_KERNEL = {
+    "GRU": "ONNX Runtime has no quantized GRU, PyTorch has: quantize-dynamic with format = pytorch, from the module",
+    "RNN": "no runtime has a quantized RNN: use an LSTM, or a GRU with format = pytorch",
+}
+"""Recurrent layers that stay in float → why, and what to do."""
+
 WHOLE_GRAPHS = {"If", "Loop", "Scan"}
 
 
@@ -96,7 +102,7 @@ def _why_left(node: onnx.NodeProto) -> str | None:
     if node.op_type in ("Conv", "ConvTranspose"):
         return "a dynamically quantized convolution is slower than a float one"
     if node.op_type in ("GRU", "RNN"):
-        return f"ONNX Runtime has no quantized {node.op_type}"
+        return NO_KERNEL[node.op_type]
     if node.op_type in WHOLE_GRAPHS and any(True for _ in subgraphs_of(node)):
         return f"the graphs inside {node.op_type} are not quantized"
     return None

@@ -26,6 +26,7 @@ from collections.abc import Collection
 import numpy as np
 import onnx
 
+from .dynamic_quantization import NO_KERNEL
 from .onnx_graph import Graph, attribute, subgraphs_of
 
 FLOAT = onnx.TensorProto.FLOAT
@@ -101,7 +102,8 @@ def place(graph: Graph, excluded: Collection[str] = (), symmetric: bool = False)
         elif any(True for _ in subgraphs_of(node)):
             plan.left[node.name] = f"the graphs inside {node.op_type} are not quantized"
         elif node.op_type in ("LSTM", "GRU", "RNN"):
-            plan.left[node.name] = f"{node.op_type} has no statically quantized kernel: use quantize-dynamic"
+            static = f"{node.op_type} has no statically quantized kernel: use quantize-dynamic"
+            plan.left[node.name] = NO_KERNEL.get(node.op_type, static)
         elif node.op_type == "ConvTranspose":
             plan.left[node.name] = "ConvTranspose has no integer kernel on a CPU"
     if symmetric:

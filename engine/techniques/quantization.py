@@ -23,6 +23,7 @@ from .quantized_graphs import (
     nothing_quantized,
     prepared_graph,
     refuse_quantized,
+    refuse_too_little,
     refuse_unknown,
     summary_of,
     target_of,
@@ -163,6 +164,7 @@ def quantize_dynamic(source: LoadedVariant, parameters: QuantizeDynamic, job: Jo
         raise Refusal(f"There is no attention in {source.record.name} that can be {parameters.attention}.")
     if not result.touched:
         raise Refusal(nothing_quantized(source, result.left))
+    refuse_too_little(source, prepared, result)
     if parameters.search == "fastest":
         chosen, figures = _fastest(flavours, prepared, parameters, job)
         result = chosen.result
@@ -210,7 +212,10 @@ def _fastest(
         job.spec.limit,
         job.spec.threads,
         lambda share, what: job.progress(1 + 8 * min(share, 1.0), 10, what),
+        job.log,
     )
+    if not tried:
+        raise Refusal("ONNX Runtime can run none of the quantized graphs: the job's log says why for each.")
     for attempt in tried:
         job.log(attempt.sentence())
     if len(tried) < 2:
@@ -264,6 +269,7 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
     result = quantizer.quantize()
     if not result.touched:
         raise Refusal(nothing_quantized(source, result.left))
+    refuse_too_little(source, prepared, result)
     if parameters.search == "never":
         return [_static_variant(source, parameters, job, target, result, figures, None, (), "")]
     judge = Judge(prepared, batches, job.spec.threads)

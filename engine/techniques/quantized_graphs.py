@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 MOST_WEIGHTS = 0.9
 """Below this share of quantized weights the summary says so."""
 
+LEAST_SHARE = 0.1
+"""Refused below this share of the weights that were looked at: there would be hardly anything to gain."""
+
+CHOSEN = ("kept in float on request", "left in float: rounding it costs the most accuracy")
+"""Reasons of nodes that could have been quantized."""
+
 
 def prepared_graph(source: LoadedVariant, for_static: bool = False, half: bool = False) -> Any:
     from ..graphs.preparation import LEAST_OPSET, OpsetTooOld, prepare
@@ -35,16 +41,20 @@ def target_of(job: JobContext) -> Target:
         raise Refusal(str(error)) from None
 
 
-def compare_with_source(job: JobContext, source: Any, quantized: Any) -> dict[str, float]:
+def compare_with_source(job: JobContext, source: Any, quantized: Any) -> dict[str, float | str]:
     """Distance of the quantized outputs from the source's, on a few inputs."""
-    from ..graphs.verification import compare_outputs, run_graph
+    from ..graphs.verification import compare_graphs
 
     batches = [job.model.example(job.model.fixed_batch or 8, seed=seed) for seed in (1, 2)]
     try:
-        found = compare_outputs(run_graph(source, batches), run_graph(quantized, batches))
+        found = compare_graphs(source, quantized, batches)
     except ValueError as error:
-        raise Refusal(f"The quantized graph is broken: {error}.") from None
-    return {"cosine": round(found.cosine, 6), "sqnr_db": round(min(found.sqnr_db, 200.0), 2)}
+        raise Refusal(f"The quantized graph's answers cannot be set beside the source's: {error}.") from None
+    figures: dict[str, float | str] = {
+        "cosine": round(found.cosine, 6),
+        "sqnr_db": round(min(found.sqnr_db, 200.0), 2),
+    }
+    return figures | {"not_compared": found.note} if found.note else figures
 
 
 def refuse_quantized(prepared: Any, source: LoadedVariant) -> None:
@@ -68,6 +78,32 @@ def nothing_quantized(source: LoadedVariant, left: dict[str, str]) -> str:
     reasons = sorted(set(left.values()), key=lambda reason: -list(left.values()).count(reason))
     because = "; ".join(reasons[:3]) or "it has no convolution, matrix product or LSTM with constant weights"
     return f"Nothing in {source.record.name} could be quantized: {because}."
+
+
+def refuse_too_little(source: LoadedVariant, prepared: Any, result: Any) -> None:
+    """Refuse where nearly all of the weights are in nodes that cannot be quantized (embeddings are no such nodes)."""
+    from ..graphs.onnx_graph import element_count, float_weights
+
+    unable = {name for name, reason in result.left.items() if reason not in CHOSEN}
+    done = result.share * element_count(float_weights(prepared.graph))
+    left = _weights_of(prepared.graph, unable)
+    if done >= LEAST_SHARE * (done + left):
+        return
+    reasons = list(dict.fromkeys(result.left[name] for name in result.left if name in unable))
+    raise Refusal(
+        f"Only {done / (done + left):.1%} of the weights of {source.record.name} could be quantized "
+        f"({', '.join(result.touched[:3])}), too little to gain by: {'; '.join(reasons[:3])}."
+    )
+
+
+def _weights_of(graph: Any, names: set[str]) -> int:
+    """Numbers in the constants that these nodes read, and in those of the graphs inside them; shared ones once."""
+    from ..graphs.onnx_graph import element_count, float_weights, subgraphs_of
+
+    nodes = [node for node in graph.node if node.name in names]
+    read = {value for node in nodes for value in node.input}
+    inside = sum(element_count(float_weights(part)) for node in nodes for part in subgraphs_of(node))
+    return inside + element_count(tensor for tensor in float_weights(graph) if tensor.name in read)
 
 
 def summary_of(touched: int, left: dict[str, str], share: float, target: Target) -> str:

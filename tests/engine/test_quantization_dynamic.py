@@ -71,12 +71,28 @@ def test_without_vnni_weights_keep_to_seven_bits(tmp_path):
 
 
 def test_convolutions_stay_in_float_and_are_named(tmp_path):
-    source = exported(tmp_path, CONVOLUTIONAL, IMAGE)
+    source = exported(tmp_path, CONVOLUTIONAL.replace("Linear(16, 5)", "Linear(16, 40)"), IMAGE)
     changed = apply(source, "quantize-dynamic", tmp_path).record.changed
     assert changed.touched == ("head/Gemm",)
     assert {left.name for left in changed.left} == {"stem.0/Conv", "depthwise/Conv", "pointwise/Conv"}
     assert all("slower" in left.reason for left in changed.left)
     assert "only a part" in changed.summary
+
+
+def test_a_head_on_top_of_convolutions_is_too_little_to_gain_by(tmp_path):
+    with pytest.raises(
+        Refusal, match=r"Only 8\.\d% of the weights .*head/Gemm.*convolution is slower than a float one"
+    ):
+        apply(exported(tmp_path, CONVOLUTIONAL, IMAGE), "quantize-dynamic", tmp_path)
+
+
+@pytest.mark.parametrize("technique", ["quantize-dynamic", "quantize-static"])
+def test_a_gru_is_refused_with_the_way_that_quantizes_it(tmp_path, technique):
+    source = exported(tmp_path, RECURRENT.format(kind="GRU"), ROWS)
+    with pytest.raises(
+        Refusal, match=r"Only 0\.9% of the weights .* no quantized GRU, PyTorch has: .* format = pytorch"
+    ):
+        apply(source, technique, tmp_path)
 
 
 def test_nothing_but_convolutions_is_refused(tmp_path):
