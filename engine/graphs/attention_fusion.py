@@ -34,10 +34,11 @@ def fuse_attention(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     graph = Graph(fused)
     count = 0
     splits: dict[str, list[str]] = {}
+    biases: dict[tuple[object, ...], str] = {}
     for softmax in [node for node in graph.proto.node if node.op_type == "Softmax"]:
         found = _match(graph, softmax)
         if found is not None:
-            _write(graph, softmax, *found, splits)
+            _write(graph, softmax, *found, splits, biases)
             count += 1
     if count:
         graph.require_opset("com.microsoft", 1)
@@ -53,14 +54,12 @@ def _match(graph: Graph, softmax: onnx.NodeProto) -> tuple[list[_Heads], float, 
         return None
     scores, bias, factor = graph.producers.get(softmax.input[0]), None, 1.0
     if scores is not None and scores.op_type == "Add":
-        first = graph.producers.get(scores.input[0])
-        second = graph.producers.get(scores.input[1])
-        inner = first if first is not None and first.op_type in ("MatMul", "Mul", "Div") else second
-        bias = scores.input[1] if inner is first else scores.input[0]
+        first, second = scores.input
+        product, bias = (first, second) if _is_product(graph, first) else (second, first)
         shape = graph.shape(bias)
-        if shape is None or len(shape) != 4 or graph.element_type(bias) not in (onnx.TensorProto.FLOAT, None):
+        if shape is None or not 2 <= len(shape) <= 4 or graph.element_type(bias) not in (onnx.TensorProto.FLOAT, None):
             return None
-        scores = inner
+        scores = graph.producers.get(product)
     if scores is not None and scores.op_type in ("Mul", "Div"):
         value = graph.scalar(scores.input[1])
         if value is None:
@@ -70,10 +69,7 @@ def _match(graph: Graph, softmax: onnx.NodeProto) -> tuple[list[_Heads], float, 
     if scores is None or scores.op_type != "MatMul":
         return None
     (left, left_factor), (right, right_factor) = (_unscaled(graph, name) for name in scores.input)
-    keys = _untransposed(graph, right)
-    if keys is None:
-        return None
-    keys, key_factor = _unscaled(graph, keys)
+    keys, key_factor = _unscaled(graph, _untransposed(graph, right) or right)
     weighted = graph.only_reader(softmax.output[0])
     if weighted is None or weighted.op_type != "MatMul" or weighted.input[0] != softmax.output[0]:
         return None
@@ -83,11 +79,18 @@ def _match(graph: Graph, softmax: onnx.NodeProto) -> tuple[list[_Heads], float, 
     reshape = graph.only_reader(together.output[0])
     if reshape is None or reshape.op_type != "Reshape":
         return None
-    sides = [_heads(graph, name) for name in (left, keys, weighted.input[1])]
+    key_heads = _heads(graph, keys) if keys != right else _turned_heads(graph, right)
+    sides = [_heads(graph, left), key_heads, _heads(graph, weighted.input[1])]
     heads = [side for side in sides if side is not None]
     if len(heads) != 3 or len({side.heads for side in heads}) != 1:
         return None
     return heads, factor * left_factor * right_factor * key_factor, bias, reshape
+
+
+def _is_product(graph: Graph, name: str) -> bool:
+    """A value that is a matrix product, perhaps times one number: the scores, where a mask may be a Mul too."""
+    node = graph.producers.get(_unscaled(graph, name)[0])
+    return node is not None and node.op_type == "MatMul"
 
 
 def _unscaled(graph: Graph, name: str) -> tuple[str, float]:
@@ -115,6 +118,15 @@ def _untransposed(graph: Graph, name: str) -> str | None:
             if outer is not None and outer.op_type == "Reshape":
                 return outer.input[0]
     return None
+
+
+def _turned_heads(graph: Graph, name: str) -> _Heads | None:
+    """Keys whose heads were split off and whose last two axes were swapped by one and the same Transpose."""
+    node = graph.producers.get(name)
+    if node is None or node.op_type != "Transpose" or attribute(node, "perm") != [0, 2, 3, 1]:
+        return None
+    found = _split_off(graph, node.input[0], 4)
+    return _Heads(found[0], found[1]) if found else None
 
 
 def _heads(graph: Graph, name: str) -> _Heads | None:
@@ -181,6 +193,7 @@ def _write(
     bias: str | None,
     reshape: onnx.NodeProto,
     splits: dict[str, list[str]],
+    biases: dict[tuple[object, ...], str],
 ) -> None:
     inputs = []
     for side in sides:
@@ -196,7 +209,7 @@ def _write(
             splits[side.source] = parts
         inputs.append(splits[side.source][side.part])
     if bias is not None:
-        inputs += ["", "", bias]
+        inputs += ["", "", _full_bias(graph, bias, sides[0].source, sides[1].source, biases)]
     node = helper.make_node(
         "MultiHeadAttention",
         inputs,
@@ -208,3 +221,28 @@ def _write(
     )
     graph.proto.node.remove(reshape)
     graph.proto.node.append(node)
+
+
+def _full_bias(graph: Graph, bias: str, query: str, key: str, biases: dict[tuple[object, ...], str]) -> str:
+    """The bias with an axis for every query and every key: the kernel broadcasts only over samples and heads.
+
+    A padding mask has one row for all queries, (batch, 1, 1, keys): it is repeated.
+    """
+    shape, lengths = graph.shape(bias), [(graph.shape(name) or (None,) * 3)[1] for name in (query, key)]
+    if shape is not None and len(shape) == 4 and None not in lengths and list(shape[2:]) == lengths:
+        return bias
+    known = (bias, *((length or name) for length, name in zip(lengths, (query, key), strict=True)))
+    if known not in biases:
+        one = graph.add_constant(f"{bias}_one", np.array([1], dtype=np.int64))
+        sizes = [one, one]
+        for name in (query, key):
+            shape_of, size = graph.unique(f"{name}_shape"), graph.unique(f"{name}_length")
+            graph.proto.node.append(helper.make_node("Shape", [name], [shape_of], graph.unique(f"{shape_of}/Shape")))
+            taken = helper.make_node("Gather", [shape_of, one], [size], graph.unique(f"{size}/Gather"), axis=0)
+            graph.proto.node.append(taken)
+            sizes.append(size)
+        whole, full = graph.unique(f"{bias}_full_shape"), graph.unique(f"{bias}_full")
+        graph.proto.node.append(helper.make_node("Concat", sizes, [whole], graph.unique(f"{whole}/Concat"), axis=0))
+        graph.proto.node.append(helper.make_node("Expand", [bias, whole], [full], graph.unique(f"{full}/Expand")))
+        biases[known] = full
+    return biases[known]

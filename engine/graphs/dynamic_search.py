@@ -17,9 +17,11 @@ import onnx
 
 from .attention_fusion import fuse_attention
 from .dynamic_quantization import Result, quantize_dynamically
+from .fingerprint import fingerprint
 from .graph_optimization import time_in_turns
 from .preparation import prepare, with_shapes
 from .sensitivity import Answers, Judge
+from .verification import first_line, run_graph
 
 AttentionKind = Literal["kept", "fused", "integer"]
 """As the graph has it; fused, in float; fused, with its product of q, k and v in integers."""
@@ -90,27 +92,33 @@ def fastest(
     limit: float,
     threads: int,
     watch: Callable[[float, str], None],
+    tell: Callable[[str], None] = lambda text: None,
 ) -> list[Attempt]:
-    """Every flavour that answers as the source does, the one to keep first; empty when nothing can be quantized.
+    """Every flavour that answers as the source does, the one to keep first; empty when nothing can be quantized or run.
 
     `batches`: inputs to compare answers on. `feeds`: inputs to time with. `limit`: largest share of changed answers.
     With `per_channel` False only graphs with one scale per weight are tried. If none is near enough, the nearest
-    comes first.
+    comes first. `tell` hears of flavours that are dropped because ONNX Runtime cannot make or run them.
     """
     attempts: list[Attempt] = []
-    seen: set[bytes] = set()
+    seen: set[str] = set()
     judge = Judge(prepared, batches, threads)
     kinds: tuple[AttentionKind, ...] = ("kept", "fused", "integer")
     for attention in kinds:
         for scales in (True, False) if per_channel else (False,):
             watch(0.05 * len(attempts), f"attention {attention}, {'a scale per channel' if scales else 'one scale'}")
-            result = flavours.make(prepared, attention, scales)
-            if result is None or not result.touched:
-                continue
-            text = result.model.SerializeToString(deterministic=True)
-            if text not in seen:
+            try:
+                result = flavours.make(prepared, attention, scales)
+                if result is None or not result.touched or (text := fingerprint(result.model)) in seen:
+                    continue
                 seen.add(text)
-                attempts.append(Attempt(attention, scales, result, judge.answers(result.model)))
+                answers = judge.answers(result.model)
+                if attention != "kept":
+                    run_graph(result.model, feeds, threads)  # a fused kernel may refuse other shapes
+            except Exception as error:  # ONNX Runtime has a class for each status, below no class of its own
+                tell(f"attention {attention} is dropped: {first_line(error)}")
+                continue
+            attempts.append(Attempt(attention, scales, result, answers))
     near = [attempt for attempt in attempts if attempt.answers.within(limit)]
     if len(near) < 2:
         return near or sorted(attempts, key=lambda attempt: -attempt.answers.difference.sqnr_db)[:1]

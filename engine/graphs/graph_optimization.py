@@ -13,7 +13,7 @@ import importlib.util
 import io
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from .attention_fusion import fuse_attention
 from .onnx_graph import Graph, all_nodes, load_graph
 from .preparation import name_nodes, prepare, with_shapes
 from .sessions import rewritten
-from .verification import compare_outputs, cpu_session, run_graph
+from .verification import compare_outputs, cpu_session, first_line, run_graph
 
 FUSED = (
     "Attention", "MultiHeadAttention", "GroupQueryAttention", "SkipLayerNormalization", "LayerNormalization",
@@ -72,8 +72,7 @@ def candidates(path: Path) -> Iterator[Candidate]:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 model = make()
         except Exception as error:  # each of these tools raises whatever it likes on a graph it does not know
-            line = str(error).strip().splitlines()[0][:200] if str(error).strip() else "no message"
-            made.failure = f"failed with {type(error).__name__}: {line}"
+            made.failure = f"failed with {type(error).__name__}: {first_line(error)}"
             yield made
             continue
         name_nodes(model)
@@ -85,13 +84,15 @@ def candidates(path: Path) -> Iterator[Candidate]:
         yield made
 
 
-def verify(candidate: Candidate, reference: Sequence[Batch], batches: Sequence[Batch]) -> None:
-    """Drop a candidate whose answers differ from the reference."""
+def verify(
+    candidate: Candidate, reference: Sequence[Batch], batches: Sequence[Batch], varying: Collection[str] = ()
+) -> None:
+    """Drop a candidate whose answers differ from the reference. `varying`: see `compare_outputs`."""
     assert candidate.model is not None
     try:
-        found = compare_outputs(reference, run_graph(candidate.model, batches))
+        found = compare_outputs(reference, run_graph(candidate.model, batches), varying)
     except Exception as error:  # a graph ONNX Runtime cannot run raises classes of its own
-        candidate.failure, candidate.model = f"cannot run: {str(error).strip().splitlines()[0][:200]}", None
+        candidate.failure, candidate.model = f"cannot run: {first_line(error)}", None
         return
     if found.relative > TOLERANCE:
         candidate.failure = f"answers differ by {found.relative:.2%} of the largest output"

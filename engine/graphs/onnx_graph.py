@@ -47,7 +47,7 @@ class Graph:
             for name in node.output:
                 if name:
                     self.producers[name] = node
-            for name in _reads(node):
+            for name in reads(node):
                 self.readers[name].append(node)
             if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
                 self._constants[node.output[0]] = node.attribute[0].t
@@ -146,7 +146,7 @@ class Graph:
         while waiting:
             later = []
             for node in waiting:
-                if all(name in ready or name not in made for name in _reads(node)):
+                if all(name in ready or name not in made for name in reads(node)):
                     ordered.append(node)
                     ready.update(node.output)
                 else:
@@ -154,7 +154,7 @@ class Graph:
             if len(later) == len(waiting):
                 raise ValueError(f"the graph has a cycle through {later[0].name or later[0].op_type}")
             waiting = later
-        used = {name for node in ordered for name in _reads(node)} | {value.name for value in self.proto.output}
+        used = {name for node in ordered for name in reads(node)} | {value.name for value in self.proto.output}
         kept = [tensor for tensor in self.proto.initializer if tensor.name in used]
         copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
         del self.proto.node[:]
@@ -208,6 +208,17 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         yield node
         for inner in subgraphs_of(node):
             yield from all_nodes(inner)
+
+
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Names a node reads, what its subgraphs take from outside included."""
+    yield from (name for name in node.input if name)
+    for graph in subgraphs_of(node):
+        own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+        own |= {name for inner in graph.node for name in inner.output}
+        for inner in graph.node:
+            yield from (name for name in reads(inner) if name not in own)
+        yield from (value.name for value in graph.output if value.name not in own)
 
 
 def float_weights(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
@@ -306,14 +317,3 @@ def _bytes_of(tensor: onnx.TensorProto) -> int:
 def is_portable(model: onnx.ModelProto) -> bool:
     """No node that only ONNX Runtime knows."""
     return all(node.domain in ("", "ai.onnx", "ai.onnx.ml") for node in all_nodes(model.graph))
-
-
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Names a node reads, what its subgraphs take from outside included."""
-    yield from (name for name in node.input if name)
-    for graph in subgraphs_of(node):
-        own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-        own |= {name for inner in graph.node for name in inner.output}
-        for inner in graph.node:
-            yield from (name for name in _reads(inner) if name not in own)
-        yield from (value.name for value in graph.output if value.name not in own)

@@ -23,7 +23,7 @@ import onnxruntime
 from .onnx_graph import Graph
 from .sessions import open_session
 from .static_recipe import Quantizer, Result
-from .verification import Difference, compare_outputs, run_graph
+from .verification import Difference, compare_outputs, run_graph, varying_outputs
 
 LEAST_COSINE = 0.99
 """Outputs at a smaller cosine to the source are not near enough, whatever the limit."""
@@ -36,6 +36,9 @@ ENOUGH_SAMPLES = 64
 
 MOST_IN_FLOAT = 0.5
 """Share of the nodes that may go back; beyond it the graph is rather a float one."""
+
+NO_ANSWER = Difference(float("inf"), float("inf"), 0.0, -200.0)
+"""Of a graph whose answers cannot be set beside the source's."""
 
 Batch = Mapping[str, np.ndarray]
 Watch = Callable[[float, str], None]
@@ -77,6 +80,7 @@ class Judge:
     def __init__(self, source: onnx.ModelProto, batches: Sequence[Batch], threads: int) -> None:
         self._batches, self._threads = batches, threads
         self._reference = run_graph(source, batches, threads)
+        self._varying = varying_outputs(source)
 
     def answers(self, model: onnx.ModelProto, simulated: bool = False) -> Answers:
         """`simulated`: in float with rounding, as written; else with the kernels of this machine."""
@@ -84,10 +88,15 @@ class Judge:
         changed, samples = 0, 0
         for wanted, got in zip(self._reference, outputs, strict=True):
             scores = next(iter(wanted.values()))
-            if len(wanted) == 1 and scores.ndim == 2 and scores.shape[1] > 1:
+            others = next(iter(got.values()))
+            if len(wanted) == 1 and scores.ndim == 2 and scores.shape[1] > 1 and others.shape == scores.shape:
                 samples += len(scores)
-                changed += int((scores.argmax(1) != next(iter(got.values())).argmax(1)).sum())
-        return Answers(compare_outputs(self._reference, outputs), changed / samples if samples else None, samples)
+                changed += int((scores.argmax(1) != others.argmax(1)).sum())
+        try:
+            difference = compare_outputs(self._reference, outputs, self._varying)
+        except ValueError:  # numbers that are not finite, or nothing that can be compared
+            difference = NO_ANSWER
+        return Answers(difference, changed / samples if samples else None, samples)
 
     def on_fewer(self, samples: int) -> Judge:
         """The same comparison on the first batches only, at least so many samples."""
@@ -97,7 +106,7 @@ class Judge:
             if count >= samples:
                 fewer = object.__new__(Judge)
                 fewer._batches, fewer._threads = self._batches[: index + 1], self._threads
-                fewer._reference = self._reference[: index + 1]
+                fewer._reference, fewer._varying = self._reference[: index + 1], self._varying
                 return fewer
         return self
 

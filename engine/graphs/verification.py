@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 
+from .onnx_graph import Graph, reads
 from .sessions import open_session, rewritten
 
 INTEGER_KERNELS = {
@@ -39,6 +40,26 @@ class Difference:
     """Cosine of the angle between the two, over everything in an output."""
     sqnr_db: float
     """Signal to quantization noise ratio, decibels."""
+    left_out: tuple[str, ...] = ()
+    """Outputs that were not compared, because how long they are depends on the data."""
+    cut: tuple[str, ...] = ()
+    """Outputs of that kind of which only the part that both have was compared, for want of others."""
+
+    @property
+    def note(self) -> str:
+        """What the figures do not cover, as a sentence, or ""."""
+        if self.left_out:
+            return f"Not compared, because their length depends on the data: {', '.join(self.left_out)}."
+        if self.cut:
+            return f"Compared as far as both reach, because their length depends on the data: {', '.join(self.cut)}."
+        return ""
+
+
+SHAPED_BY_DATA = {
+    "NonZero", "NonMaxSuppression", "Unique", "Compress", "Range", "If", "Loop", "SequenceConstruct", "SplitToSequence",
+    "SequenceAt", "StringSplit",
+}  # fmt: skip
+"""Operators whose results may have another shape for other values in inputs of the same shape."""
 
 
 def run_graph(
@@ -65,6 +86,11 @@ def cpu_session(model: onnx.ModelProto | Path, threads: int = 0, optimize: bool 
     return open_session(model, options)
 
 
+def first_line(error: Exception) -> str:
+    """What an error of ONNX Runtime or another tool says, without the stack below it."""
+    return (str(error).strip().splitlines() or ["no message"])[0][:200]
+
+
 def crashes_on_load(path: Path) -> bool:
     """ONNX Runtime dies while it loads the graph. Tried in a process of its own; takes about half a second.
 
@@ -74,21 +100,58 @@ def crashes_on_load(path: Path) -> bool:
     return subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, check=False).returncode < 0
 
 
+def varying_outputs(model: onnx.ModelProto | Path) -> frozenset[str]:
+    """Outputs whose shape may depend on values and not only on the inputs' shapes (boxes that a detector found)."""
+    graph = Graph(onnx.load(model, load_external_data=False) if isinstance(model, Path) else model)
+    varying: set[str] = set()
+    for node in graph.proto.node:  # in an order in which each comes after what it reads
+        if node.op_type in SHAPED_BY_DATA or not varying.isdisjoint(reads(node)):
+            varying.update(node.output)
+    return frozenset(varying & graph.outputs)
+
+
+def compare_graphs(
+    source: onnx.ModelProto | Path,
+    made: onnx.ModelProto | Path,
+    batches: Sequence[Mapping[str, np.ndarray]],
+    threads: int = 0,
+    optimize: bool = True,
+) -> Difference:
+    """How far one graph's answers are from the source's; the source is always run optimised. Raises ValueError."""
+    reference = run_graph(source, batches, threads)
+    return compare_outputs(reference, run_graph(made, batches, threads, optimize), varying_outputs(source))
+
+
 def compare_outputs(
-    reference: Iterable[Mapping[str, np.ndarray]], outputs: Iterable[Mapping[str, np.ndarray]]
+    reference: Iterable[Mapping[str, np.ndarray]],
+    outputs: Iterable[Mapping[str, np.ndarray]],
+    varying: Collection[str] = (),
 ) -> Difference:
     """Compare batch by batch, output by output (those with numbers that are not whole). Shapes must agree.
 
-    Places where the reference is not finite (a mask of −inf) must be the same in both, and are left out.
-    Raises ValueError when shapes differ or a number is finite on one side only.
+    Outputs in `varying` may differ in shape: then they are left out, or, if none else is there to compare, cut to the
+    part that both have. Places where the reference is not finite (a mask of −inf) must be the same in both, and are
+    left out. Raises ValueError when shapes differ, a number is finite on one side only, or nothing can be compared.
     """
-    worst = Difference(0.0, 0.0, 1.0, float("inf"))
+    pairs = list(zip(reference, outputs, strict=True))
+    floats = [name for name, value in pairs[0][0].items() if value.dtype.kind in "fV"] if pairs else []
+    differing = [name for name in floats if name in varying and any(a[name].shape != b[name].shape for a, b in pairs)]
+    compared = [name for name in floats if name not in differing]
+    left_out, cut = tuple(differing), ()
+    if differing and not compared:
+        compared, left_out, cut = differing, (), tuple(differing)
+        if all(_common(a[name], b[name])[0].size == 0 for a, b in pairs for name in cut):
+            raise ValueError(
+                f"there is nothing to compare: how long {', '.join(cut)} is depends on the data, and the two graphs "
+                "have no part of it in common (end the graph before it selects results, as NonMaxSuppression does)"
+            )
+    worst = Difference(0.0, 0.0, 1.0, float("inf"), left_out, cut)
     signal: dict[str, list[np.ndarray]] = {}
-    for expected, got in zip(reference, outputs, strict=True):
-        for name, wanted in expected.items():
-            if wanted.dtype.kind not in "fV":
-                continue
-            given = got[name]
+    for expected, got in pairs:
+        for name in compared:
+            wanted, given = expected[name], got[name]
+            if name in cut:
+                wanted, given = _common(wanted, given)
             if given.shape != wanted.shape:
                 raise ValueError(f"output {name} has shape {given.shape} and not {wanted.shape}")
             finite = np.isfinite(wanted)
@@ -113,8 +176,18 @@ def compare_outputs(
             max(worst.relative, peak / largest),
             min(worst.cosine, float(cosine)),
             min(worst.sqnr_db, float(sqnr)),
+            left_out,
+            cut,
         )
     return worst
+
+
+def _common(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The parts of two arrays that both have; nothing of arrays with different numbers of axes."""
+    if first.ndim != second.ndim:
+        return first.reshape(-1)[:0], second.reshape(-1)[:0]
+    part = tuple(slice(min(sizes)) for sizes in zip(first.shape, second.shape, strict=True))
+    return first[part], second[part]
 
 
 def executed_graph(model: onnx.ModelProto | Path) -> onnx.GraphProto:

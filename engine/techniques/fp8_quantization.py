@@ -202,13 +202,12 @@ def _compare(job: JobContext, source: LoadedVariant, result: Any) -> dict[str, f
 
     ONNX Runtime runs the pairs one by one: its optimiser, made for integers, drops a ReLU between FP32 and FP8 (1.32).
     """
-    from ..graphs.verification import compare_outputs, run_graph
+    from ..graphs.verification import compare_graphs
 
     batches = [job.model.example(job.model.fixed_batch or 8, seed=seed) for seed in (1, 2)]
     threads = job.spec.threads or 0
     try:
-        outputs = run_graph(result, batches, threads, optimize=False)
-        found = compare_outputs(run_graph(source.path, batches, threads), outputs)
+        found = compare_graphs(source.path, result, batches, threads, optimize=False)
     except ValueError as error:
-        raise Refusal(f"The quantized graph is broken: {error}.") from None
+        raise Refusal(f"The quantized graph's answers cannot be set beside the source's: {error}.") from None
     return {"cosine": round(found.cosine, 6), "sqnr_db": round(min(found.sqnr_db, 200.0), 2)}

@@ -42,19 +42,19 @@ def optimize_graph(source: LoadedVariant, parameters: OptimizeGraph, job: JobCon
     from ..context import VariantFiles
     from ..graphs.graph_optimization import Candidate, candidates, time_in_turns, verify
     from ..graphs.onnx_graph import is_portable, save_graph
-    from ..graphs.verification import run_graph
+    from ..graphs.verification import run_graph, varying_outputs
 
     model = job.model
     sizes = (model.fixed_batch,) if model.fixed_batch else (2, 3)
     batches = [model.example(size, seed=size) for size in sizes]
-    reference = run_graph(source.path, batches)
+    reference, varying = run_graph(source.path, batches), varying_outputs(source.path)
     tried: list[Candidate] = []
     for candidate in candidates(source.path):
         job.progress(len(tried), 10, f"trying {candidate.name}")
         if parameters.optimiser and candidate.name != parameters.optimiser:
             continue
         if candidate.model is not None:
-            verify(candidate, reference, batches)
+            verify(candidate, reference, batches, varying)
         tried.append(candidate)
     if not tried:
         raise Refusal(f"There is no optimiser {parameters.optimiser!r} for this graph.")

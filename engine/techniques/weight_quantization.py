@@ -226,12 +226,12 @@ def _methods(parameters: QuantizeInt4, real: bool) -> tuple[Literal["rtn", "leas
 
 
 def _distance(source: LoadedVariant, model: Any, batches: list[Any], threads: int) -> Any:
-    from ..graphs.verification import compare_outputs, run_graph
+    from ..graphs.verification import compare_graphs
 
     try:
-        return compare_outputs(run_graph(source.path, batches, threads), run_graph(model, batches, threads))
+        return compare_graphs(source.path, model, batches, threads)
     except ValueError as error:
-        raise Refusal(f"The quantized graph is broken: {error}.") from None
+        raise Refusal(f"The quantized graph's answers cannot be set beside the source's: {error}.") from None
 
 
 def _summary(written: Any, plan: Any, method: str, parameters: QuantizeInt4, target: Target) -> str:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from technique_jobs import TOKENS, TRANSFORMER, apply, cosine, open_python, operators
+from technique_jobs import TOKENS, TRANSFORMER, apply, cosine, open_python, operators, run_technique
 
 from engine.graphs.attention_fusion import fuse_attention
 from engine.graphs.graph_optimization import candidates, heads_and_width, time_in_turns, verify
@@ -24,6 +24,38 @@ class Net(nn.Module):
         q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return self.out(nn.functional.scaled_dot_product_attention(q, k, v{bias}).transpose(1, 2).flatten(2))
 """
+MASKED = """
+class Net(nn.Module):
+    '''Attention as Hugging Face's eager BERT writes it: a mask with one row for all queries.'''
+
+    def __init__(self, width=32, heads=4):
+        super().__init__()
+        self.heads = heads
+        self.embedding = nn.Embedding(50, width)
+        self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(8)])
+        self.head = nn.Linear(width, 5)
+
+    def attention(self, x, mask, layers):
+        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in layers[:3])
+        scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5) + mask
+        return layers[3]((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    def forward(self, tokens, attention_mask):
+        mask = ({mask} - 1) * 10000.0
+        x = self.embedding(tokens)
+        x = x + self.attention(x, mask, self.layers[:4])
+        x = x + self.attention(x, mask, self.layers[4:])
+        return self.head(x).mean(1)
+"""
+MASKS = {
+    "one row for all queries": "attention_mask[:, None, None, :].float()",
+    "a row for every query": "(attention_mask[:, None, None, :] * attention_mask[:, None, :, None]).float()",
+    "one for all samples": "attention_mask[0][None, :].float()",
+}
+TOKENS_AND_MASK = (
+    "{'tokens': torch.randint(0, 50, (batch_size, 9)), "
+    "'attention_mask': torch.cat([torch.ones(batch_size, 5), torch.randint(0, 2, (batch_size, 4))], 1).long()}"
+)
 SEQUENCE = "torch.randn(batch_size, 9, 32)"
 
 
@@ -45,11 +77,41 @@ def test_attention_over_one_packed_product_becomes_one_node(tmp_path, bias):
     assert compare_outputs(run_graph(exported.path, batches), run_graph(fused, batches)).relative < 1e-5
 
 
-def test_separate_products_are_found_too(transformer):
-    fused, count = fuse_attention(with_shapes(load_graph(transformer.path)))
-    if count:  # torch's encoder layer packs q, k and v in an order of its own, which another optimiser may know
-        batches = [transformer.model.example(3)]
-        assert compare_outputs(run_graph(transformer.path, batches), run_graph(fused, batches)).relative < 1e-5
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_masked_attention_over_separate_products_becomes_one_node(tmp_path, mask):
+    exported = apply(open_python(tmp_path, MASKED.format(mask=mask), TOKENS_AND_MASK), "export-onnx", tmp_path)
+    fused, count = fuse_attention(with_shapes(load_graph(exported.path)))
+    assert count == 2
+    batches = [exported.model.example(size, seed=size) for size in (1, 3)]
+    assert compare_outputs(run_graph(exported.path, batches), run_graph(fused, batches)).relative < 1e-5
+
+
+def test_a_masked_transformer_is_quantized_with_whichever_attention_is_fastest(tmp_path):
+    body = MASKED.format(mask=MASKS["one row for all queries"])
+    exported = apply(open_python(tmp_path, body, TOKENS_AND_MASK), "export-onnx", tmp_path)
+    run = run_technique(exported, "quantize-dynamic", tmp_path)
+    figures = run.variants[0].record.changed.figures
+    assert "tried: attention fused, a scale per channel" in figures
+    assert not any("dropped" in message.text for message in run.messages if isinstance(message, Logged))
+    assert cosine(exported, run.variants[0]) > 0.99
+
+
+def test_a_flavour_that_cannot_run_is_dropped_and_the_job_goes_on(tmp_path, monkeypatch):
+    exported = apply(open_python(tmp_path, PACKED.format(bias=""), SEQUENCE), "export-onnx", tmp_path)
+
+    def wrong(model):
+        fused, count = fuse_attention(model)
+        for node in fused.graph.node:
+            if node.op_type == "MultiHeadAttention":
+                node.attribute[0].i = 7
+        return fused, count
+
+    monkeypatch.setattr("engine.graphs.dynamic_search.fuse_attention", wrong)
+    run = run_technique(exported, "quantize-dynamic", tmp_path)
+    assert run.files[0].parameters["attention"] == "kept"
+    assert any(
+        "attention fused is dropped: " in message.text for message in run.messages if isinstance(message, Logged)
+    )
 
 
 def test_a_softmax_that_is_no_attention_is_left_alone(tmp_path):
@@ -128,8 +190,6 @@ def test_where_nothing_is_won_every_candidate_is_named(tmp_path):
 
 
 def test_what_was_tried_goes_to_the_log(tmp_path):
-    from technique_jobs import run_technique
-
     exported = apply(open_python(tmp_path, PACKED.format(bias=""), SEQUENCE), "export-onnx", tmp_path)
     run = run_technique(exported, "optimize-graph", tmp_path, optimiser="attention")
     assert any("attention: " in message.text for message in run.messages if isinstance(message, Logged))
