@@ -101,11 +101,13 @@ class BatchExecutor:
     def set_policy(self, policy: BatchPolicy, copies: Sequence[Run] | None = None) -> None:
         """From the next batch on. Waiting requests that no longer fit are delivered with `RequestTooLarge`.
 
-        `copies`: other copies of the model for the instances; a batch that runs ends on the old one.
+        `copies`: other copies of the model for the instances; a batch that runs ends on the old one, and then nothing
+        here holds that any more.
         """
         with self._lock:
             if copies is not None:
                 self._copies = list(copies)
+                self._run = self._copies[0]
             self._check_instances(policy)
             for instance in self._instances:
                 if copies is not None and instance.number < policy.instances:

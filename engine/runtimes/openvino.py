@@ -8,6 +8,7 @@ Only standard operators: nodes of `com.microsoft` are refused.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from ..context import LoadedVariant
 
 COMPILED_SHAPES = 8
-"""Compiled graphs kept at a time; a model with ever new shapes compiles ever again and says so by its times."""
+"""Compiled graphs kept at a time, unless `shapes_kept` says more; a model with ever new shapes compiles ever again and
+says so by its times."""
 
 PRECISIONS: dict[int, str] = {onnx.TensorProto.FLOAT16: "f16", onnx.TensorProto.BFLOAT16: "bf16"}
 """What most weights are in → what float operators compute in; anything else is f32."""
@@ -41,7 +43,10 @@ class OpenVinoRunner:
         self.core, self.model, self.precision, self.threads = core, model, precision, threads
         self.input_names = [port.get_any_name() for port in model.inputs]
         self.output_names = [port.get_any_name() for port in model.outputs]
+        self.shapes_kept = COMPILED_SHAPES
         self._compiled: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+        self._lock = threading.Lock()
+        """Around `_compiled`: a load test compiles for a larger batch while the smaller ones go on running."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -72,18 +77,21 @@ class OpenVinoRunner:
     def compiled(self, feed: dict[str, np.ndarray], counters: bool = False) -> Any:
         """The graph compiled for these shapes. `counters`: with a time for every operator, which costs a little."""
         key = (counters, *(feed[name].shape for name in self.input_names))
-        if key in self._compiled:
-            self._compiled.move_to_end(key)
-            return self._compiled[key]
+        with self._lock:
+            if key in self._compiled:
+                self._compiled.move_to_end(key)
+                return self._compiled[key]
         model = self.model.clone()
         model.reshape({name: list(array.shape) for name, array in feed.items()})
         settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": self.precision, "PERF_COUNT": counters}
         if self.threads is not None:
             settings["INFERENCE_NUM_THREADS"] = self.threads
-        self._compiled[key] = self.core.compile_model(model, "CPU", settings)
-        while len(self._compiled) > COMPILED_SHAPES:
-            self._compiled.popitem(last=False)
-        return self._compiled[key]
+        made = self.core.compile_model(model, "CPU", settings)
+        with self._lock:
+            self._compiled[key] = made
+            while len(self._compiled) > self.shapes_kept:
+                self._compiled.popitem(last=False)
+        return made
 
     def settle(self) -> None:
         """Wait until the threads of its pool sleep."""

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,108 @@ def test_openvino_compiles_few_shapes(tmp_path: Path) -> None:
         assert np.allclose(run(inputs)["scores"], reference.run(inputs)["scores"], atol=1e-5)
     compiled = copies.first()._compiled  # type: ignore[attr-defined]
     assert len(compiled) == 4
+    test = bench.run(rate=20.0, seconds=0.6, warm_up_seconds=0.0)
+    assert any("filled up to the next power of two" in note for note in test.notes)
+
+
+class _Shapes:
+    """A runner that notes the rows it is called with, in place of one that compiles for each."""
+
+    runtime, device, providers, versions = "onnxruntime", "cpu", (), {}
+    shapes_kept = 8
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.rows: list[int] = []
+        self.closed = False
+
+    def run(self, inputs):
+        self.rows.append(len(inputs["x"]))
+        return {"scores": inputs["x"][:, :1]}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[_Shapes]]:
+    """Every runner that was loaded, as long as anybody holds it."""
+    known: list[weakref.ref[_Shapes]] = []
+
+    def load_one(variant, runtime, device, threads):
+        runner = _Shapes(threads)
+        known.append(weakref.ref(runner))
+        return runner
+
+    monkeypatch.setattr("engine.runtimes.copies.load", load_one)
+    return known
+
+
+def test_batches_that_are_filled_up_never_have_more_than_the_largest(bench: Bench, loaded) -> None:
+    copies = ModelCopies(bench.job.model, bench.variant, "openvino", "cpu", 1)
+    request = copies.rows_first(bench.job.model.example(1))
+    copies.warm_up(1, request, 24, [request])
+    (run,) = copies.runs(1)
+    runner = copies.first()
+    assert sorted(set(runner.rows)) == [1, 2, 4, 8, 16, 24]  # type: ignore[attr-defined]
+    for rows in (20, 24, 3, 17):
+        runner.rows.clear()  # type: ignore[attr-defined]
+        inputs = bench.job.model.example(rows)
+        assert np.array_equal(run(inputs)["scores"], inputs["x"][:, :1])
+        assert runner.rows == [{20: 24, 24: 24, 3: 4, 17: 24}[rows]]  # type: ignore[attr-defined]
+
+
+def test_every_shape_of_the_data_is_compiled_beforehand_as_far_as_that_is_sensible(bench: Bench, loaded) -> None:
+    copies = ModelCopies(bench.job.model, bench.variant, "openvino", "cpu", 1)
+    pool = [{"x": np.zeros((1, 4 + number % 5), np.float32)} for number in range(50)]
+    copies.warm_up(1, pool[0], 8, pool)
+    runner: Any = copies.first()
+    assert len(runner.rows) == 3 * 5 * 4
+    assert copies.cold_shapes == 0
+    assert runner.shapes_kept == 20
+    copies.warm_up(1, pool[0], 8, pool)
+    assert len(runner.rows) == 3 * 5 * 4  # they are warm
+    copies.warm_up(1, pool[0], 128, pool)
+    assert copies.cold_shapes == 5 * 8 - 24
+
+
+def test_copies_that_are_no_longer_used_are_freed(bench: Bench, loaded) -> None:
+    copies = ModelCopies(bench.job.model, bench.variant, "onnxruntime", "cpu", 4)
+    for count in range(1, 9):
+        copies.runs(count)
+        assert sum(one() is not None for one in loaded) == count
+    on_gpu = ModelCopies(bench.job.model, bench.variant, "onnxruntime", "cuda:0", 4)
+    before = len(loaded)
+    for count in range(1, 9):
+        on_gpu.runs(count)
+    assert len(loaded) - before == 8  # those that are there are used again
+    on_gpu.runs(2)
+    assert sum(one() is not None for one in loaded[before:]) == 2
+
+
+def test_copies_that_a_knob_replaces_are_freed_and_new_ones_are_warm_before_they_are_used(bench: Bench, loaded) -> None:
+    first = threading.Event()
+
+    def act() -> None:
+        assert bench.ticked.wait(30)
+        bench.steer(Steer(knobs=LoadKnobs(instances=2)))
+        bench.steer(Steer(knobs=LoadKnobs(instances=3)))
+        seen = len(bench.ticks)
+        while len(bench.ticks) < seen + 2:
+            time.sleep(0.02)
+        alive.extend(runner for one in loaded if (runner := one()) is not None)
+        first.set()
+        bench.steer(Steer(stop=True))
+
+    bench.job.spec = msgspec.structs.replace(bench.job.spec, threads=6)
+    alive: list[_Shapes] = []
+    thread = threading.Thread(target=act)
+    thread.start()
+    bench.run(concurrency=4, seconds=60, warm_up_seconds=0.0, max_batch_size=32)
+    thread.join()
+    assert [runner.threads for runner in alive] == [2, 2, 2]
+    for runner in alive:
+        assert runner.rows[:6] == [1, 1, 1, 32, 32, 32]
 
 
 def test_copies_share_out_the_threads(bench: Bench) -> None:

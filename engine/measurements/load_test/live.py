@@ -81,8 +81,15 @@ class LiveTest:
         if fixed is not None and wanted.get("max_batch_size", fixed) != fixed:
             raise ValueError(f"the model takes batches of {fixed} only")
         policy = msgspec.structs.replace(executor.policy, **wanted)
-        copies = stage.copies.runs(policy.instances) if policy.instances != executor.policy.instances else None
-        executor.set_policy(policy, copies)
+        before, more = stage.copies.held(), policy.instances != executor.policy.instances
+        try:
+            copies = stage.copies.runs(policy.instances) if more else None
+            if more or "max_batch_size" in wanted:  # now, or the next requests would pay for first calls and compiling
+                stage.copies.warm_up(policy.instances, stage.pool[0], policy.max_batch_size, stage.pool)
+            executor.set_policy(policy, copies)
+        except BaseException:
+            stage.copies.hold(before)
+            raise
         words = {"max_batch_size": "max batch", "max_wait_ms": "max wait ms", "instances": "instances"}
         self.generator.mark(", ".join(f"{words[name]} {value:g}" for name, value in wanted.items()))
 

@@ -114,7 +114,8 @@ class LoadStage:
 
     def conditions(self, instances: int) -> Conditions:
         """Where the copies run; `threads` are those of one copy."""
-        self.copies.runs(instances)
+        if not self.copies.loaded:
+            self.copies.runs(instances)
         held = conditions(self.job, self.copies.first())
         return msgspec.structs.replace(held, threads=max(1, self.job.spec.threads // instances))
 
@@ -153,7 +154,7 @@ class LoadStage:
         if live.turned:
             notes += ("Its settings were changed while it ran: the figures mix them.",)
         if settings.url is None:
-            notes += others.note()
+            notes += (*others.note(), *self._shapes_note())
         return LoadTest(
             id=uuid.uuid4().hex[:12],
             variant=self.variant.record.id,
@@ -183,7 +184,7 @@ class LoadStage:
             return target, lambda: server_conditions(target)
         runs = self.copies.runs(settings.instances)
         try:
-            self.copies.warm_up(settings.instances, self.pool[0], settings.max_batch_size)
+            self.copies.warm_up(settings.instances, self.pool[0], settings.max_batch_size, self.pool)
         except Exception as error:
             if isinstance(error, RuntimeUnavailable | JobCancelled):
                 raise
@@ -192,6 +193,18 @@ class LoadStage:
                 f"{self.variant.record.name} fails on batches of up to {settings.max_batch_size} rows: {what}"
             ) from error
         return BatcherTarget(runs, policy_of(settings)), lambda: self.conditions(settings.instances)
+
+    def _shapes_note(self) -> tuple[str, ...]:
+        """What compiling for each shape means for the figures."""
+        if not self.copies.fills_up:
+            return ()
+        note = (
+            f"{self.runtime} compiles for each shape: a batch is filled up to the next power of two, at most to the"
+            " maximum batch size. Batch sizes count the rows that were asked for."
+        )
+        if cold := self.copies.cold_shapes:
+            note += f" {cold} shapes of the data were too many to compile beforehand: the first request of each waited."
+        return (note,)
 
     def _load(self, settings: LoadSettings) -> Load:
         arrivals = "offline" if settings.offline else "closed" if settings.concurrency else settings.arrivals

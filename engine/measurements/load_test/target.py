@@ -41,6 +41,7 @@ class BatcherTarget:
 
     def open(self, deliver: Deliver) -> None:
         self.executor = BatchExecutor(self._run, self._policy, deliver)
+        self._run = []  # copies that a knob replaces are freed: nothing else may hold them
 
     def send(self, request: Request) -> None:
         self.executor.submit(request)
