@@ -20,6 +20,7 @@ from ..protocol import (
     ModelSource,
     RunTechnique,
     ScanSensitivity,
+    Sensitivity,
     Serve,
     Task,
     TestLoad,
@@ -76,6 +77,7 @@ def specify(session: Session, hardware: Hardware, job: Job, request: JobRequest)
         batch_sizes=request.batch_sizes or session.options.batch_sizes,
         model=session.model,
         seed=request.seed,
+        scan=_newest_scan(session, request),
     )
 
 
@@ -106,6 +108,15 @@ def _needed_variants(session: Session, request: JobRequest) -> dict[str, Variant
     if session.baseline is not None:
         chosen.append(session.baseline)
     return {variant.id: variant for variant in chosen}
+
+
+def _newest_scan(session: Session, request: JobRequest) -> Sensitivity | None:
+    """The sensitivity scan of the variant that a technique starts from."""
+    if not isinstance(request.task, RunTechnique):
+        return None
+    known = session.measurements.values()
+    scans = [one for one in known if isinstance(one, Sensitivity) and one.variant == request.task.source]
+    return max(scans, key=lambda one: one.created, default=None)
 
 
 def _present(session: Session, id: str) -> Variant:

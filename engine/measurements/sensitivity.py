@@ -20,14 +20,17 @@ from ..protocol import Conditions, LayerSensitivity, Sensitivity
 from ..structure.cost import example_call, macs_of
 from ..structure.importance import squares, unit_scores
 from ..structure.network import CannotPrune, PrunableNetwork
-from ..structure.sensitivity import scan
-from ..training import held_out_accuracy
+from ..structure.sensitivity import TRIAL_BATCHES, scan
+from ..training import held_out_accuracy, reestimate_batch_norm
 from ..training.data import TrainingData, batch_size
 from ..training.objectives import Objective
 from .conditions import OtherWork, processor_name
 
 RATIOS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 """Shares of units removed: the columns of the heat map."""
+
+ROUND_TO = 8
+"""Widths are tried that are multiples of this, as structured pruning leaves them unless told otherwise."""
 
 SCAN_SAMPLES = 1000
 """Held-out samples that each trial is judged by, at most; a layer has seven trials."""
@@ -39,6 +42,8 @@ NOTABLE_DROP = 0.01
 def scan_sensitivity(job: JobContext, variant: LoadedVariant) -> Sensitivity:
     """Every prunable layer at every ratio, the least important units (by L2 norm) going first, no fine-tuning.
 
+    A trial is otherwise what pruning does: rounded widths, batch normalisation measured anew (on few batches).
+
     Raises ModelError when nothing can be made narrower or the labels cannot be scored, JobCancelled.
     """
     others = OtherWork()
@@ -46,19 +51,23 @@ def scan_sensitivity(job: JobContext, variant: LoadedVariant) -> Sensitivity:
     job.progress(0, None, "following the layers")
     call, samples = example_call(job.model)
     try:
-        network = PrunableNetwork(variant.module(), call)
+        network = PrunableNetwork(
+            variant.module(), call, on_probe=lambda done, total, layer: job.progress(done, total, f"following {layer}")
+        )
     except CannotPrune as cannot:
         raise ModelError(f"{variant.record.name}: {cannot}") from cannot
     data, objective = TrainingData(job.model, SCAN_SAMPLES, job.spec.seed), Objective(job.model)
-    macs: list[int | None] = []
 
     def judged(module: nn.Module) -> float:
-        macs.append(macs_of(module, call, samples))
         value = held_out_accuracy(module.to(device), data, objective, device)
         module.to("cpu")
         if not objective.scored:
             raise ModelError("The labels cannot be scored by top-1: add accuracy(outputs, labels) to the model file.")
         return value
+
+    def settle(module: nn.Module) -> None:
+        if reestimate_batch_norm(module, data, objective, device, TRIAL_BATCHES):
+            module.to("cpu")
 
     found = scan(
         network,
@@ -66,17 +75,20 @@ def scan_sensitivity(job: JobContext, variant: LoadedVariant) -> Sensitivity:
         judged,
         lambda done, total, layer: job.progress(done, total, f"scanning {layer}"),
         RATIOS,
+        ROUND_TO,
+        settle,
+        lambda module: macs_of(module, call, samples),
     )
-    rows = [macs[1 + at : 1 + at + len(RATIOS)] for at in range(0, len(macs) - 1, len(RATIOS))]
     layers = tuple(
         LayerSensitivity(
             name=layer["name"],
             kind=layer["kind"],
             width=layer["width"],
             accuracy=tuple(layer["accuracy"]),
-            macs=tuple(row),
+            macs=tuple(layer["macs"]),
+            kept=tuple(layer["kept"]),
         )
-        for layer, row in zip(found["layers"], rows)
+        for layer in found["layers"]
     )
     return Sensitivity(
         id=uuid.uuid4().hex[:12],
@@ -88,14 +100,14 @@ def scan_sensitivity(job: JobContext, variant: LoadedVariant) -> Sensitivity:
         samples=sum(batch_size(batch) for batch in data.held_out),
         ratios=RATIOS,
         layers=layers,
-        macs=macs[0],
+        macs=found["macs"],
         left=tuple(network.left),
         sentence=_sentence(found),
     )
 
 
 def _conditions(job: JobContext, data: TrainingData, others: OtherWork) -> Conditions:
-    notes = others.note()
+    notes = (f"Batch normalisation is measured anew for each trial, on {TRIAL_BATCHES} batches.", *others.note())
     if not data.held_out_exact:
         notes = ("train_data() shuffles by itself: the samples that judge were also trained on.", *notes)
     return Conditions(

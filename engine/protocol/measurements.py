@@ -187,6 +187,8 @@ class LayerSensitivity(Record):
     """After removing each of the scan's ratios, fractions, without fine-tuning."""
     macs: tuple[int | None, ...] = ()
     """Multiply-adds of the whole network for one sample then."""
+    kept: tuple[int, ...] = ()
+    """Units that were left then, rounded as pruning rounds them. Empty in scans of before this was recorded."""
 
 
 class Sensitivity(Record, tag="sensitivity"):

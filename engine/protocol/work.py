@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from .load import LoadKnobs, LoadSettings, LoadTest, LoadTick
-from .measurements import Measurement
+from .measurements import Measurement, Sensitivity
 from .records import Changed, Format, ModelInfo, ModelSource, Processor, Record, Variant
 from .serving import ServeSettings
 
@@ -110,6 +110,8 @@ class JobSpec(Record):
     batch_sizes: tuple[int, ...] = (1, 8)
     model: ModelInfo | None = None
     seed: int = 0
+    scan: Sensitivity | None = None
+    """The newest sensitivity scan of the variant that a technique starts from."""
     devices: tuple[str, ...] = ()
     """All that the job has leased, where it is several: training runs a process on each."""
 

@@ -18,6 +18,7 @@ from ..models.torch_model import save_module
 from ..protocol import Changed
 from . import sensitivity
 from .cost import example_call, macs_of, parameters_of, time_share
+from .following import Call
 from .importance import Mass, squares, taylor_mass, unit_scores
 from .network import CannotPrune, PrunableNetwork
 from .protecting import unmatched
@@ -46,26 +47,27 @@ class _Cutting:
             raise CannotPrune(unknown)
         self.call, self.samples = example_call(job.model)
         job.progress(0, None, "following the layers")
-        self.whole = PrunableNetwork(source.module(), self.call, parameters.protect)
+        self.whole = PrunableNetwork(source.module(), self.call, parameters.protect, on_probe=self._probing)
         self.widths_before = {group.name: group.width for group in self.whole.groups}
         self.macs_before = macs_of(self.original, self.call, self.samples)
+        self.timed: tuple[Call, int] | None = None
         self.scanned: dict[str, Any] | None = None
         self.curves: dict[str, Curve] | None = None
         self.after_cut: float | None = None
 
     def run(self) -> VariantFiles:
-        if self.parameters.scan or self.parameters.scope == "sensitivity":
+        if self.parameters.scan or (self.parameters.scope == "sensitivity" and not self.parameters.widths):
             self._scan()
         cycles, first, network = self.parameters.cycles, 1, None
         for cycle in range(cycles, 0, -1):
             module = self.retraining.checkpoints.load_module(f"cut-{cycle}")
             if module is not None:
-                first, network = cycle, self._network(module)
+                first, network = cycle, self._found_again(module)
                 break
         outcome = None
         for cycle in range(first, cycles + 1):
             if network is None or cycle > first:
-                network = self._network(network.module if network else self.whole.copy().module)
+                network = (network or self.whole).copy()
                 self._cut_once(network, cycle)
                 self.retraining.settle(network.module)
                 if self.parameters.fine_tune_epochs > 0:
@@ -83,9 +85,12 @@ class _Cutting:
 
     # --- the steps
 
-    def _network(self, module: nn.Module) -> PrunableNetwork:
-        """A module between cuts as a network, with the groups that were found and tried in the uncut one."""
-        return PrunableNetwork(module, self.call, known=self.whole.groups)
+    def _found_again(self, module: nn.Module) -> PrunableNetwork:
+        """A kept module as a network, with the groups that were found and tried in the uncut one."""
+        return PrunableNetwork(module, self.call, known=self.whole.groups, on_probe=self._probing)
+
+    def _probing(self, done: int, total: int, layer: str) -> None:
+        self.job.progress(done, total, f"finding what reads {layer}: unit {done + 1} of {total}")
 
     def _cut_once(self, network: PrunableNetwork, cycle: int) -> None:
         """Bring the network to the widths of this cycle: equal factors lead from the whole to the last one."""
@@ -139,9 +144,7 @@ class _Cutting:
         elif asked.keep_parameters is not None:
             budget, cost = asked.keep_parameters, lambda m: parameters_of(m) / parameters_before
         elif asked.keep_latency is not None:
-            size = max(self.job.spec.batch_sizes)
-            timed_call, _ = example_call(self.job.model, size)
-            budget, cost = asked.keep_latency, lambda m: time_share(m, self.original, timed_call)
+            budget, cost = asked.keep_latency, self._time_share
         else:
             return None
 
@@ -151,18 +154,31 @@ class _Cutting:
         _, widths = search(network, budget**share, cost, self._widths_at(network, scores), scores, tell)
         return widths
 
+    def _time_share(self, module: nn.Module) -> float:
+        """Of the uncut network's time, on the job's device, for the largest batch that is measured."""
+        if self.timed is None:
+            self.timed = example_call(self.job.model, max(self.job.spec.batch_sizes), self.retraining.device)
+        return time_share(module, self.original, self.timed[0], self.retraining.device)
+
     def _scan(self) -> None:
-        retraining = self.retraining
+        """Scan, unless the source has been scanned already: then what the user saw is what counts."""
+        retraining, known = self.retraining, self.job.spec.scan
         self.scanned = retraining.checkpoints.load("scan")
+        if self.scanned is None and known is not None and self.parameters.importance == "l2":
+            self.scanned = sensitivity.as_scan(known, self.whole.groups)
+            if self.scanned is not None:
+                self.job.log("The recorded sensitivity scan is used: nothing is scanned again.")
         if self.scanned is None:
             self.scanned = sensitivity.scan(
                 self.whole,
                 self._scores(self.whole),
                 lambda module: retraining.accuracy(module, SCAN_SAMPLES),
                 lambda done, total, layer: self.job.progress(done, total, f"scanning {layer}"),
+                round_to=self.parameters.round_to,
+                settle=lambda module: retraining.settle(module, sensitivity.TRIAL_BATCHES),
             )
-            if self.parameters.fine_tune_epochs > 0:
-                retraining.checkpoints.save("scan", self.scanned)
+        if self.parameters.fine_tune_epochs > 0:
+            retraining.checkpoints.save("scan", self.scanned)
         self.curves = sensitivity.curves(self.scanned)
 
     # --- the result
@@ -180,11 +196,15 @@ class _Cutting:
         macs = macs_of(network.module, self.call, self.samples)
         figures = self.retraining.figures(network.module, macs)
         figures["macs_before"] = self.macs_before
-        figures["held_out_accuracy_after_cut"] = self.after_cut
-        figures["held_out_accuracy"] = accuracy if accuracy is not None else self.after_cut
+        figures |= self.retraining.held_out_figures(
+            self.after_cut, accuracy if accuracy is not None else self.after_cut
+        )
+        if self.parameters.keep_latency is not None:
+            figures["latency_share"] = round(self._time_share(network.module), 4)
+            figures["latency_timed"] = self._timed_in_words()
         figures["widths"] = ", ".join(f"{name} {before}→{after}" for name, (before, after) in changed.items())
         files = [self.job.work / "model.pt"]
-        if self.scanned is not None:
+        if self.scanned is not None and self.retraining.objective.scored:
             figures["sensitivity"] = json.dumps(self.scanned)
             files.append(sensitivity.write_scan(self.scanned, self.job.work / "sensitivity.json"))
         save_module(network.module, files[0])
@@ -207,16 +227,23 @@ class _Cutting:
             macs=macs,
         )
 
+    def _timed_in_words(self) -> str:
+        """What a latency budget was timed under."""
+        assert self.timed is not None
+        return f"eager PyTorch on {self.retraining.device}, batch {self.timed[1]}"
+
 
 def _summary(figures: dict[str, Any], layers: int) -> str:
     parts = [f"{layers} layers made narrower"]
     if figures.get("macs") and figures["macs_before"]:
         parts.append(f"{1 - figures['macs'] / figures['macs_before']:.0%} fewer multiply-adds")
     parts.append(f"{1 - figures['parameter_count'] / figures['parameter_count_before']:.0%} fewer parameters")
+    if "latency_share" in figures:
+        parts.append(f"{figures['latency_share']:.0%} of the time a call took under {figures['latency_timed']}")
     text = ", ".join(parts)
-    if figures["held_out_accuracy_before"] is not None:
-        text += (
-            f"; accuracy on held-out training data {figures['held_out_accuracy_before']:.2%} before, "
-            f"{figures['held_out_accuracy_after_cut']:.2%} after cutting, {figures['held_out_accuracy']:.2%} at the end"
-        )
+    for quality, shown in (("accuracy", ".2%"), ("loss", ".4g")):
+        found = [figures.get(f"held_out_{quality}{when}") for when in ("_before", "_after_cut", "")]
+        if None not in found:
+            before, cut, end = (format(value, shown) for value in found)
+            text += f"; {quality} on held-out training data {before} before, {cut} after cutting, {end} at the end"
     return text + "."

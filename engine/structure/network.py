@@ -14,7 +14,7 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -74,11 +74,14 @@ class PrunableNetwork:
         protect: Sequence[str] = (),
         recurrent: list[RecurrentLayer] | None = None,
         known: Sequence[Group] | None = None,
+        on_probe: Callable[[int, int, str], None] = lambda done, total, layer: None,
     ) -> None:
         """`protect`: name patterns (`head`, `blocks.0.*`) of layers to leave alone, with all that lies within them.
 
         `known` are the groups of the network that this one is a copy of: they alone are followed, and not tried again.
-        `recurrent` spares the search for their readers. Raises CannotPrune when the network cannot be followed at all.
+        `recurrent` spares the search for their readers; without it `on_probe(done, total, layer)` is told how far that
+        is, which takes a forward pass a hidden unit, and may raise to stop.
+        Raises CannotPrune when the network cannot be followed at all.
         """
         self.module, self.call = module, call
         self.left: list[Left] = []
@@ -86,7 +89,7 @@ class PrunableNetwork:
         self._frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
         self._names = {layer: name for name, layer in module.named_modules()}
         if recurrent is None:
-            recurrent = list(find_recurrent(module, call, self.left))
+            recurrent = list(find_recurrent(module, call, self.left, on_probe))
         self._recurrent = recurrent
         self._roots = None if known is None else {module.get_submodule(group.root_name) for group in known}
         for name, layer in module.named_modules():

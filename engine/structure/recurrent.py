@@ -114,15 +114,24 @@ class RecurrentLayer:
                 parameter[rows] = 0
 
 
-def find_recurrent(module: nn.Module, call: Callable[[nn.Module], Any], left: list[Left]) -> Iterator[RecurrentLayer]:
-    """Every recurrent layer whose hidden units can be removed; the others go to `left` with the reason."""
+def find_recurrent(
+    module: nn.Module,
+    call: Callable[[nn.Module], Any],
+    left: list[Left],
+    on_step: Callable[[int, int, str], None] = lambda done, total, layer: None,
+) -> Iterator[RecurrentLayer]:
+    """Every recurrent layer whose hidden units can be removed; the others go to `left` with the reason.
+
+    Costs a forward pass for every unit of every cell; `on_step(done, total, layer)` is told before each of a layer's,
+    and may raise to stop.
+    """
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.RNNBase)}
     for name, layer in layers.items():
         if layer.proj_size:
             left.append(Left(name=name, reason="its hidden state goes through a projection of its own"))
             continue
         try:
-            consumers = _consumers(module, layer, call)
+            consumers = _consumers(module, name, layer, call, on_step)
         except _Unclear as unclear:
             left.append(Left(name=name, reason=str(unclear)))
             continue
@@ -135,7 +144,11 @@ class _Unclear(Exception):
 
 @torch.no_grad()
 def _consumers(
-    module: nn.Module, layer: nn.RNNBase, call: Callable[[nn.Module], Any]
+    module: nn.Module,
+    name: str,
+    layer: nn.RNNBase,
+    call: Callable[[nn.Module], Any],
+    on_step: Callable[[int, int, str], None],
 ) -> dict[nn.Module, dict[tuple[int, int], list[int]]]:
     """Reader → (cell, unit) → columns. Raises _Unclear."""
     leaves = [m for m in module.modules() if m is not layer and any(True for _ in m.parameters(recurse=False))]
@@ -173,6 +186,7 @@ def _consumers(
         directions = 2 if layer.bidirectional else 1
         for cell in range(layer.num_layers * directions):
             for unit in range(layer.hidden_size):
+                on_step(cell * layer.hidden_size + unit, layer.num_layers * directions * layer.hidden_size, name)
                 answer = _with_unit_moved(made[0], layer, cell, unit, directions)
                 layer.forward = lambda *_, answer=answer, **__: answer
                 counts.clear()

@@ -53,8 +53,7 @@ def zero_weights(source: LoadedVariant, parameters: PruneUnstructured, job: JobC
     figures |= {
         "compressed_bytes_before": compressed_bytes(retraining.original),
         "compressed_bytes": compressed_bytes(module),
-        "held_out_accuracy_after_cut": accuracy_cut,
-        "held_out_accuracy": accuracy,
+        **retraining.held_out_figures(accuracy_cut, accuracy),
     }
     retraining.checkpoints.remove()
     return VariantFiles(

@@ -78,14 +78,22 @@ class PruneStructured(FineTuned, frozen=True, tag="prune-structured"):
         Annotated[float, Meta(gt=0, lt=1, description="search: keep at most this share of the parameters")] | None
     ) = None
     keep_latency: (
-        Annotated[float, Meta(gt=0, lt=1, description="search: keep at most this share of the time a call takes")]
+        Annotated[
+            float,
+            Meta(
+                gt=0,
+                lt=1,
+                description="search: keep at most this share of the time a call takes under eager PyTorch on the "
+                "job's device, which another runtime need not share",
+            ),
+        ]
         | None
     ) = None
     scope: Annotated[
         Literal["layer", "global", "sensitivity"],
         Meta(
             description="the same share of every layer; the least important units of all layers together; or more of "
-            "the layers that a scan finds can stand it"
+            "the layers that a scan finds can stand it (a scan that is recorded already is used)"
         ),
     ] = "layer"
     importance: Annotated[

@@ -10,9 +10,12 @@ from torch import nn
 from engine.context import JobCancelled
 from engine.hardware import read_processor
 from engine.protocol import Hardware, Progressed
+from engine.structure import cutting, recurrent
+from engine.structure.cost import example_call
 from engine.structure.importance import squares, taylor_mass, unit_scores
 from engine.structure.masks import apply_masks, magnitude_masks, two_of_four_masks
 from engine.structure.network import CannotPrune, Group, PrunableNetwork
+from engine.structure.retraining import Retraining
 from engine.structure.widths import rounded, search, shrink, widths_at
 from engine.techniques import Refusal, fields_of, with_defaults
 from engine.techniques.pruning import (
@@ -340,6 +343,146 @@ def test_the_sensitivity_scan_is_recorded_and_used(tmp_path):
     assert files.macs <= 0.5 * files.changed.figures["macs_before"]
 
 
+def test_a_latency_budget_is_searched_with_times_from_the_jobs_device(monkeypatch, tmp_path):
+    timed = []
+
+    def share(module, original, call, device):
+        call(module)
+        timed.append(str(device))
+        return sum(p.numel() for p in module.parameters()) / sum(p.numel() for p in original.parameters())
+
+    monkeypatch.setattr(cutting, "time_share", share)
+    model = open_text(tmp_path, CNN_FILE)
+    asked = PruneStructured(keep_latency=0.6, round_to=2, fine_tune_epochs=0)
+    _, files, messages = run(prune_structured, model, tmp_path, asked)
+    figures = files.changed.figures
+    assert (
+        0.4
+        < files.parameter_count / figures["parameter_count_before"]
+        == pytest.approx(figures["latency_share"], abs=1e-3)
+    )
+    assert figures["latency_share"] <= 0.6
+    assert set(timed) == {"cpu"}
+    assert figures["latency_timed"] == "eager PyTorch on cpu, batch 8"
+    assert "of the time a call took under eager PyTorch on cpu" in files.changed.summary
+    assert any("searching" in getattr(message, "message", "") for message in messages)
+
+
+def test_a_latency_budget_makes_a_network_with_less_to_do(tmp_path):
+    wide = CNN_FILE.replace("width=16", "width=96")
+    model = open_text(tmp_path, wide)
+    _, files, _ = run(prune_structured, model, tmp_path, PruneStructured(keep_latency=0.8, fine_tune_epochs=0))
+    assert files.macs < 0.95 * files.changed.figures["macs_before"]
+    assert files.changed.figures["latency_share"] > 0
+
+
+def test_times_are_taken_on_the_device_that_is_named():
+    class Watched(nn.Module):
+        def forward(self, x):
+            devices.append(x.device.type)
+            return x
+
+    devices = []
+
+    class Stub:
+        fixed_batch = None
+
+        def example(self, size):
+            return torch.zeros(size, 3)
+
+        def torch_args(self, example):
+            return (example,), {}
+
+    call, size = example_call(Stub(), 5, "meta")
+    call(Watched())
+    assert (devices, size) == (["meta"], 5)
+
+
+def test_regression_speaks_of_loss_and_not_of_accuracy(tmp_path):
+    text = CNN_FILE.replace("nn.Linear(4 * width, 4)", "nn.Linear(4 * width, 1)")
+    text += "\ndef loss(outputs, labels):\n    return nn.functional.mse_loss(outputs[:, 0], labels.float() + 0.5)\n"
+    model = open_text(tmp_path, text)
+    asked = PruneStructured(ratio=0.5, round_to=4, fine_tune_epochs=0.5, scan=True, precision="float32")
+    _, files, _ = run(prune_structured, model, tmp_path, asked)
+    figures, summary = files.changed.figures, files.changed.summary
+    assert "accuracy" not in summary
+    assert "; loss on held-out training data" in summary
+    assert not any("accuracy" in name for name in figures)
+    assert figures["held_out_loss_before"] > 0
+    assert figures["held_out_loss"] != figures["held_out_loss_after_cut"] > 0
+    assert "sensitivity" not in figures, "a heat map of accuracy cannot be drawn from losses"
+    (tmp_path / "zeroed").mkdir()
+    _, files, _ = run(prune_unstructured, model, tmp_path / "zeroed", PruneUnstructured(fine_tune_epochs=0))
+    assert files.changed.figures["held_out_loss"] > 0
+
+
+def test_readers_of_a_recurrent_layer_are_looked_for_once_and_the_progress_is_told(monkeypatch, tmp_path):
+    searches = []
+    found = recurrent._consumers
+    monkeypatch.setattr(recurrent, "_consumers", lambda *given: searches.append(given[1]) or found(*given))
+    model = open_text(tmp_path, RECURRENT_FILE)
+    asked = PruneStructured(ratio=0.5, round_to=2, cycles=3, fine_tune_epochs=0.2, precision="float32")
+    _, files, messages = run(prune_structured, model, tmp_path, asked)
+    assert searches == ["lstm"]
+    assert files.changed.figures["widths"] == "lstm 16→8"
+    told = [m for m in messages if isinstance(m, Progressed) and "finding what reads lstm" in m.message]
+    assert [(m.done, m.total) for m in told] == [(unit, 64) for unit in range(64)]
+
+
+def test_batch_normalisation_is_measured_anew_after_each_cut(monkeypatch, tmp_path):
+    settled = []
+    settle = Retraining.settle
+
+    def spy(self, module, *given):
+        before = module.blocks[0].bn2.running_var.clone()
+        settle(self, module, *given)
+        settled.append((module.blocks[0].conv1.out_channels, not torch.equal(before, module.blocks[0].bn2.running_var)))
+
+    monkeypatch.setattr(Retraining, "settle", spy)
+    model = open_text(tmp_path, CNN_FILE)
+    asked = PruneStructured(ratio=0.75, round_to=2, cycles=2, fine_tune_epochs=0)
+    variant, _, _ = run(prune_structured, model, tmp_path, asked)
+    assert settled == [(8, True), (4, True)]
+    inputs = torch.cat([x for x, _ in model.train_data()])
+    module = variant.module()
+    with torch.no_grad():
+        made = module.blocks[0].conv1(module.stem(inputs))
+    assert torch.allclose(module.blocks[0].bn1.running_mean, made.mean((0, 2, 3)), atol=0.05)
+
+
+def test_the_technique_cuts_by_taylor_importance(tmp_path):
+    model = trained_file(CNN_FILE, tmp_path)
+    kept = {}
+    for importance in ("l2", "taylor"):
+        asked = PruneStructured(ratio=0.5, importance=importance, round_to=4, fine_tune_epochs=0, protect=["stem"])
+        variant, files, messages = run(prune_structured, model, tmp_path, asked)
+        assert "blocks.0.conv1 16→8" in files.changed.figures["widths"]
+        whole = model.module().blocks[0].conv1.weight
+        rows = variant.module().blocks[0].conv1.weight
+        kept[importance] = [(whole == row).flatten(1).all(1).nonzero().item() for row in rows]
+        assert any("does to the loss" in getattr(m, "message", "") for m in messages) == (importance == "taylor")
+    assert kept["l2"] != kept["taylor"]
+
+
+def test_fine_tuning_ends_early_once_the_network_has_recovered(tmp_path):
+    model = trained_file(CNN_FILE, tmp_path)
+    steps = {}
+    for stops in (False, True):
+        asked = PruneStructured(
+            ratio=0.25,
+            round_to=4,
+            fine_tune_epochs=12,
+            learning_rate=3e-3,
+            precision="float32",
+            stop_when_recovered=stops,
+        )
+        _, files, messages = run(prune_structured, model, tmp_path, asked)
+        steps[stops] = max(m.done for m in messages if isinstance(m, Progressed) and "fine-tuning" in m.message)
+        figures = files.changed.figures
+    assert steps[True] < steps[False]
+    assert figures["held_out_accuracy"] >= figures["held_out_accuracy_before"]
+
+
 def test_a_variant_pins_what_the_search_found(tmp_path):
     model = open_text(tmp_path, CNN_FILE)
     asked = PruneStructured(keep_parameters=0.6, scope="global", round_to=2, fine_tune_epochs=0)
@@ -418,6 +561,13 @@ def test_zeros_survive_fine_tuning_and_are_reported(family, scope, tmp_path):
     assert files.changed.figures["sparsity"] == pytest.approx(zeros / total, abs=1e-4)
     assert files.changed.figures["compressed_bytes"] < 0.8 * files.changed.figures["compressed_bytes_before"]
     assert "neither latency" in files.changed.summary
+    if scope == "layer":  # of every layer, not only of all together
+        shares = dict(entry.rsplit(" ", 1) for entry in files.changed.figures["sparsity_by_layer"].split(", "))
+        assert shares.keys() == set(weights)
+        for name, share in shares.items():
+            weight = after.get_parameter(name)
+            assert int((weight == 0).sum()) == round(0.5 * weight.numel())
+            assert share == f"{float((weight == 0).float().mean()):.1%}"
     moved = [name for name in weights if not torch.equal(before.get_parameter(name), after.get_parameter(name))]
     assert moved == weights
 
@@ -457,6 +607,19 @@ def test_two_of_four_zeroes_the_smaller_two_along_the_inputs():
         assert ((fours == 0).sum(1) == 2).all()
     kept = masks["1.weight"].reshape(-1, 4)
     assert (before[kept].reshape(-1, 2).min(1).values >= before[~kept].reshape(-1, 2).max(1).values).all()
+
+
+def test_the_two_of_four_pattern_survives_fine_tuning(tmp_path):
+    model = open_text(tmp_path, CNN_FILE)
+    asked = PruneUnstructured(pattern="2:4", fine_tune_epochs=1, precision="float32")
+    variant, files, _ = run(prune_unstructured, model, tmp_path, asked)
+    assert files.changed.summary.startswith("50.0% of")
+    assert "2:4" in files.changed.summary
+    assert [left.name for left in files.changed.left] == ["stem.weight"]
+    for name in files.changed.touched:
+        fours = variant.module().get_parameter(name).movedim(1, -1).reshape(-1, 4)
+        assert ((fours == 0).sum(1) == 2).all()
+        assert not torch.equal(variant.module().get_parameter(name), model.module().get_parameter(name))
 
 
 def test_a_network_that_cannot_be_followed_to_its_end_is_refused_and_not_chased_for_ever():
