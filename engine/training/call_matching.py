@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 SAME = 1e-3
 """Two values are the same if no number differs by more than this share of the largest: float kernels vary a little."""
 
+FOLDED = 1e-5
+"""Relative difference that folding a factor into weights may make."""
+
 RECURRENT_LIMITS = {True: 63, False: 127}
 """Largest integer in the matrices of an LSTM, which are always 7 or 8 bits: by whether the target wants 7."""
 
@@ -61,6 +64,8 @@ class Matching:
     """Parameter of an LSTM → grid."""
     untrained: dict[str, str]
     """Quantized node → why its rounding, or a part of it, is not in the training."""
+    folded: dict[str, int | None] = dataclasses.field(default_factory=dict)
+    """Anchor whose weights in the graph are a multiple of its parameter → the parameter's axis of channels."""
 
 
 def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Call]:
@@ -182,6 +187,7 @@ class _Matcher:
         self.calls, self.graph, self.plan, self.ranges, self.observed = calls, graph, plan, ranges, observed
         self.parameters = dict(module.named_parameters())
         self.found = found
+        self.per_channel = True
         self._by_parameter: dict[str, int] = {}
         self._made: set[str] = set()
         """Values that are rounded where they are made."""
@@ -199,6 +205,7 @@ class _Matcher:
 
     def weights(self, limit: int, per_channel: bool, symmetric: bool) -> None:
         """Weights and inputs are rounded at the calls that multiply them."""
+        self.per_channel = per_channel
         owners: dict[str, list[Anchor]] = {}
         axes: dict[str, int | None] = {}
         for anchor in self.plan.anchors.values():
@@ -208,6 +215,8 @@ class _Matcher:
             else:
                 owners.setdefault(owner[0], []).append(anchor)
                 axes[owner[0]] = owner[1] if per_channel else None
+                if folded_factor(self.parameters[owner[0]], self.graph.constant(anchor.weight), owner[1]) is not None:
+                    self.found.folded[anchor.name] = owner[1]
         for name, anchors in owners.items():
             parameter = self.parameters[name]
             waiting = list(anchors)
@@ -275,6 +284,12 @@ class _Matcher:
                 return name, anchor.axis
             if held.ndim == 2 and held.T.shape == weights.shape and np.array_equal(held.T, weights):
                 return name, None if anchor.axis is None else 1 - anchor.axis
+        for name, parameter in self.parameters.items():
+            turned = parameter.ndim == 2 and anchor.op_type != "Conv"
+            for axis in {anchor.axis, 1 - anchor.axis if turned and anchor.axis is not None else anchor.axis}:
+                factor = folded_factor(parameter, weights, axis)
+                if factor is not None and (self.per_channel or factor.size == 1):
+                    return name, axis
         return None
 
     def _weight_grid(self, name: str, limit: int, axis: int | None) -> int:
@@ -300,6 +315,42 @@ class _Matcher:
         before = self._site(key)
         result = before.result if result is None else result
         self.found.sites[key] = Site({**before.operands, **(operands or {})}, result)
+
+
+def folded_factor(parameter: torch.Tensor, weights: np.ndarray | None, axis: int | None) -> np.ndarray | None:
+    """What a parameter was multiplied by to give the weights: one number, or one for each channel along its axis.
+
+    None where it is no such multiple, or the very same. `weights` may be the parameter turned.
+    """
+    held = parameter.detach().float().cpu().numpy()
+    if weights is None or held.ndim < 2:
+        return None
+    if held.shape != weights.shape or (held.ndim == 2 and not _is_multiple(held, weights, axis)):
+        weights = weights.T if held.ndim == 2 else weights
+    if held.shape != weights.shape or np.array_equal(held, weights) or not _is_multiple(held, weights, axis):
+        return None
+    factors = _factors(held, weights, axis)
+    return factors.mean(keepdims=True) if np.ptp(factors) <= FOLDED * np.abs(factors).max() else factors
+
+
+def _is_multiple(held: np.ndarray, weights: np.ndarray, axis: int | None) -> bool:
+    if held.shape != weights.shape:
+        return False
+    factors = _factors(held, weights, axis)
+    shape = [1] * held.ndim
+    if axis is not None:
+        shape[axis] = -1
+    return bool(factors.all()) and np.allclose(
+        held * factors.reshape(shape), weights, rtol=FOLDED, atol=FOLDED * float(np.abs(weights).max(initial=0.0))
+    )
+
+
+def _factors(held: np.ndarray, weights: np.ndarray, axis: int | None) -> np.ndarray:
+    """The least-squares factor of each channel (`axis` None: of the whole); 0 where there are no weights to tell."""
+    others = tuple(index for index in range(held.ndim) if index != axis)
+    power = (held * held).sum(axis=others, dtype=np.float64)
+    products = (held * weights).sum(axis=others, dtype=np.float64)
+    return np.atleast_1d(np.divide(products, power, out=np.zeros_like(products), where=power > 0))
 
 
 def _distance(wanted: np.ndarray, given: np.ndarray | None) -> float:

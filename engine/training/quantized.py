@@ -31,7 +31,7 @@ from ..graphs.static_recipe import Quantizer, Result, Settings, Trained
 from ..graphs.verification import compare_outputs, run_graph
 from ..targets import Target
 from . import Course, Plan, held_out_accuracy, train
-from .call_matching import RECURRENT_LIMITS, Matching, fold_batch_norms, match, record
+from .call_matching import RECURRENT_LIMITS, Matching, fold_batch_norms, folded_factor, match, record
 from .checkpoints import checkpoints_for
 from .data import INEXACT, TrainingData
 from .fake_quantization import ActivationGrid, FakeQuantized, WeightGrid
@@ -128,9 +128,9 @@ class _Work:
         job.progress(course.total_steps or outcome.steps, course.total_steps, "writing the INT8 graph")
         wrapped.cpu()
         simulated = self.model.call(wrapped, self.example)
-        trained = self._settle(wrapped, matching)
+        graph, trained = self._settle(wrapped, matching)
         after = Quantizer(
-            self._graph(module),
+            graph,
             lambda: self.calibration,
             dataclasses.replace(settings, bias_correction=False),
             trained=trained,
@@ -178,7 +178,7 @@ class _Work:
         path = self.job.work / "float.onnx"
         files = save_graph(exported.model, path)
         try:
-            return prepare(path, True, 19 if self.target.float_type == "float16" else LEAST_OPSET)
+            return prepare(path, True, 19 if self.target.float_type == "float16" else LEAST_OPSET, fold=True)
         finally:
             for file in files:
                 Path(file).unlink(missing_ok=True)
@@ -209,8 +209,8 @@ class _Work:
             recurrent_limit=RECURRENT_LIMITS[self.target.weights_7_bit] if recurrent else None,
         )
 
-    def _settle(self, wrapped: FakeQuantized, matching: Matching) -> Trained:
-        """Put the rounded weights into the module; give what the graph has to be written with."""
+    def _settle(self, wrapped: FakeQuantized, matching: Matching) -> tuple[onnx.ModelProto, Trained]:
+        """Put the rounded weights into the module; give its graph and what that has to be written with."""
         grids = wrapped.grids
         module = wrapped.close()
         parameters = dict(module.named_parameters())
@@ -220,16 +220,24 @@ class _Work:
         with torch.no_grad():
             for name, index in rounded.items():
                 parameters[name].copy_(grids[index](parameters[name]))
-            for anchor, (index, _) in matching.weights.items():
+            prepared = self._graph(module)
+            graph = Graph(prepared)
+            weights = {node.name: node.input[1] for node in prepared.graph.node if node.name in matching.weights}
+            for anchor, (index, name) in matching.weights.items():
                 grid = grids[index]
                 assert isinstance(grid, WeightGrid)
                 scales[anchor] = grid.scales.numpy()
+                if anchor in matching.folded:  # what is folded into the weights was trained too
+                    constant = graph.constant(weights[anchor])
+                    factor = folded_factor(parameters[name], constant, matching.folded[anchor])
+                    if factor is not None:
+                        scales[anchor] = (scales[anchor] * np.abs(factor)).astype(np.float32)
             for value, index in matching.ranges.items():
                 grid = grids[index]
                 assert isinstance(grid, ActivationGrid)
                 low, high = grid.ends().tolist()
                 ranges[value] = Range(low, high)
-        return Trained(ranges, scales)
+        return prepared, Trained(ranges, scales)
 
     def _float_accuracy(self, module: nn.Module, data: TrainingData) -> float:
         value = held_out_accuracy(module.to(self.device), data, self.objective, self.device)

@@ -225,3 +225,25 @@ def test_half_a_batch_norm_that_cannot_be_folded_keeps_its_statistics(tmp_path):
     files, _ = run(open_text(tmp_path, text), tmp_path, epochs=1)
     assert files.changed.figures["folded_batch_norms"] == 2
     assert files.changed.figures["simulation_cosine"] > 0.999
+
+
+AFFINE_FILE = CNN_FILE.replace(
+    "self.blocks(self.stem(images))", "self.blocks(nn.functional.hardswish(self.stem(images) * self.gain + 0.25) * 2)"
+).replace(
+    "        self.head =",
+    "        self.gain = nn.Parameter(torch.linspace(0.5, 2, width).reshape(-1, 1, 1))\n        self.head =",
+)
+
+
+def test_factors_and_hard_activations_are_folded_as_in_static_quantization(tmp_path):
+    from engine.graphs.verification import executed_graph
+
+    assert AFFINE_FILE.count("hardswish") == 1
+    files, _ = run(open_text(tmp_path, AFFINE_FILE), tmp_path, epochs=0.2)
+    executed = {node.op_type for node in executed_graph(files.files[0]).node}
+    assert not executed & {"Conv", "FusedConv", "HardSwish", "Add", "Mul", "Div"}
+    figures = files.changed.figures
+    assert figures["quantized_weight_share"] > 0.95
+    assert figures["simulation_cosine"] > 0.999
+    untrained = {one.name for one in files.changed.left}
+    assert "stem/Conv" not in untrained, "its scales follow the factor that was folded into its weights"
