@@ -107,7 +107,7 @@ def place(graph: Graph, excluded: Collection[str] = (), symmetric: bool = False)
         elif node.op_type == "ConvTranspose":
             plan.left[node.name] = "ConvTranspose has no integer kernel on a CPU"
     if symmetric:
-        _place_for_gpu(graph, plan)
+        _place_for_gpu(graph, plan, excluded)
     else:
         _place_for_cpu(graph, plan, excluded)
     return plan
@@ -242,7 +242,7 @@ def _drop_idle_carriers(graph: Graph, plan: Plan) -> None:
             plan.same_scale.pop(value, None)
 
 
-def _place_for_gpu(graph: Graph, plan: Plan) -> None:
+def _place_for_gpu(graph: Graph, plan: Plan, excluded: Collection[str]) -> None:
     for anchor in plan.anchors.values():
         plan.quantized_inputs.add(anchor.activation)
     convolutions = {anchor.output for anchor in plan.anchors.values() if anchor.op_type == "Conv"}
@@ -252,5 +252,8 @@ def _place_for_gpu(graph: Graph, plan: Plan) -> None:
             short_cut = second if first in convolutions and graph.only_reader(first) is not None else first
             other = first if short_cut == second else second
             if other in convolutions and graph.only_reader(other) is not None and graph.constant(short_cut) is None:
+                if node.name in excluded:
+                    plan.left[node.name] = "kept in float on request"
+                    continue
                 plan.carriers[node.name] = node.output[0]
                 plan.quantized_inputs.add(short_cut)

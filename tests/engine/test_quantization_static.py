@@ -95,6 +95,16 @@ def test_gpus_get_signed_symmetric_pairs_and_float_biases(convolutional, tmp_pat
     assert sum(node.op_type == "Clip" for node in graph.node) == 1, "TensorRT fuses it itself"
 
 
+@pytest.mark.parametrize("target", ["cuda", "tensorrt"])
+def test_the_add_of_a_short_cut_can_be_left_in_float_on_a_gpu_too(convolutional, tmp_path, target):
+    changed = apply(convolutional, "quantize-static", tmp_path, target=target, search="never").record.changed
+    (add,) = [name for name in changed.touched if "add" in name.lower()]
+    without = apply(convolutional, "quantize-static", tmp_path, target=target, search="never", exclude=[add])
+    changed = without.record.changed
+    assert add not in changed.touched
+    assert {one.name: one.reason for one in changed.left}[add] == "kept in float on request"
+
+
 @pytest.mark.parametrize("calibration", ["min-max", "entropy", "percentile"])
 def test_every_way_to_calibrate_gives_a_graph_near_the_source(convolutional, tmp_path, calibration):
     quantized = apply(convolutional, "quantize-static", tmp_path, calibration=calibration, percentile=99.9)
