@@ -7,6 +7,7 @@ from torch import nn
 
 from engine.context import JobCancelled
 from engine.hardware import read_processor
+from engine.models import ModelError
 from engine.protocol import Hardware, Progressed
 from engine.structure.network import CannotPrune
 from engine.structure.students import derive, drop_blocks
@@ -131,6 +132,60 @@ def accuracy(outputs, labels):
     assert model.file.calls
     assert files.changed.figures["held_out_accuracy"] > 0.35
     assert variant.module() is not None
+
+
+def test_a_student_that_returns_another_structure_is_refused_before_the_first_step(tmp_path):
+    other = CNN_FILE.replace(
+        "super().__init__()\n        self.stem", "super().__init__()\n        self.w = width\n        self.stem"
+    )
+    other = other.replace(
+        "return self.head(self.pool(self.blocks(self.stem(images))).flatten(1))",
+        "y = self.head(self.pool(self.blocks(self.stem(images))).flatten(1))\n"
+        "        return {'logits': y} if self.w == 16 else y",
+    )
+    model = open_text(tmp_path, other)
+    job, messages = make_job(model, tmp_path)
+    with pytest.raises(ModelError, match=r"student_model\(\)\) returns a tensor and the model a dict with logits"):
+        distill(baseline(model, tmp_path), Distill(epochs=1, precision="float32"), job)
+    assert not points(messages, "loss")
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_a_student_with_other_classes_is_refused_before_the_first_step(alpha, tmp_path):
+    model = open_text(
+        tmp_path,
+        CNN_FILE.replace("return Net(8, 1)", "net = Net(8, 1)\n    net.head = nn.Linear(32, 7)\n    return net"),
+    )
+    job, _ = make_job(model, tmp_path)
+    with pytest.raises(ModelError, match=r"\(2, 7\) and the model in \(2, 4\)"):
+        distill(baseline(model, tmp_path), Distill(epochs=1, alpha=alpha, precision="float32"), job)
+
+
+def test_the_teacher_alone_needs_no_labels(tmp_path):
+    text = CNN_FILE.replace("return batches(1024, 1)", "return [(images, None) for images, _ in batches(1024, 1)]")
+    model = open_text(tmp_path, text)
+    _, files, messages = run(model, tmp_path, Distill(epochs=3, alpha=1.0, precision="float32"))
+    assert "there are no labels" in files.changed.summary
+    held_out = [value for _, value in points(messages, "held_out_loss")]
+    assert held_out[-1] < held_out[0]
+    assert not points(messages, "accuracy")
+    job, _ = make_job(model, tmp_path)
+    with pytest.raises(ModelError, match="no labels"):
+        distill(baseline(model, tmp_path), Distill(epochs=1, alpha=0.5, precision="float32"), job)
+
+
+def test_where_labels_cannot_be_scored_the_summary_speaks_of_the_loss(tmp_path):
+    text = CNN_FILE.replace("return images, labels", "return images, labels.float()")
+    text = text.replace("nn.Linear(4 * width, 4)", "nn.Linear(4 * width, 1)").replace(
+        "batches(1024, 1)", "batches(1025, 1)"
+    )
+    text += "\ndef loss(outputs, labels):\n    return nn.functional.mse_loss(outputs[:, 0], labels)\n"
+    _, files, _ = run(open_text(tmp_path, text), tmp_path, Distill(epochs=2, precision="float32"))
+    figures = files.changed.figures
+    assert figures["held_out_loss"] > 0
+    assert "held_out_accuracy" not in figures
+    assert f"loss on held-out training data {figures['held_out_loss']:.4g}" in files.changed.summary
+    assert "%" not in files.changed.summary
 
 
 def test_features_can_be_matched(tmp_path):

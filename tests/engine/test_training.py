@@ -13,7 +13,7 @@ import torch
 
 from engine.context import JobCancelled
 from engine.models import ModelError
-from engine.protocol import MetricReported, Progressed
+from engine.protocol import Logged, MetricReported, Progressed
 from engine.training import Course, Plan, held_out_accuracy, rate_factor, reestimate_batch_norm, train
 from engine.training.checkpoints import Checkpoints
 from engine.training.data import TrainingData
@@ -71,6 +71,82 @@ def test_a_diverging_loss_is_a_sentence(tmp_path):
     job, _ = make_job(model, tmp_path)
     with pytest.raises(ModelError, match="lower learning_rate"):
         train(model.module(), TrainingData(model), Objective(model), PLAN, Course(job))
+
+
+def test_a_frozen_network_is_trained_whole_and_comes_back_frozen(model, tmp_path):
+    job, messages = make_job(model, tmp_path)
+    module = model.module().requires_grad_(False)
+    before = module.stem.weight.clone()
+    train(module, TrainingData(model), Objective(model), PLAN, Course(job))
+    assert not torch.equal(before, module.stem.weight)
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+    assert any(isinstance(m, Logged) and "frozen" in m.text for m in messages)
+
+
+def test_what_the_user_has_frozen_stays_as_it_is(model, tmp_path):
+    job, messages = make_job(model, tmp_path)
+    module = model.module()
+    module.stem.requires_grad_(False)
+    stem, head = module.stem.weight.clone(), module.head.weight.clone()
+    train(module, TrainingData(model), Objective(model), PLAN, Course(job))
+    assert torch.equal(stem, module.stem.weight)
+    assert not torch.equal(head, module.head.weight)
+    assert not any(isinstance(m, Logged) for m in messages)
+
+
+PARTICULAR = """
+def loss(outputs, labels):
+    assert outputs["logits"].dtype == torch.float32, outputs["logits"].dtype
+    assert not torch.is_autocast_enabled("cpu")
+    probabilities = outputs["logits"].softmax(1)
+    return nn.functional.binary_cross_entropy(probabilities, nn.functional.one_hot(labels, 4).float())
+"""
+
+
+def test_mixed_precision_trains_with_losses_in_float32_and_leaves_a_float32_network(tmp_path):
+    text = CNN_FILE.replace(".flatten(1))", ".flatten(1))}").replace(
+        "return self.head(", 'return {"logits": self.head('
+    )
+    model = open_text(tmp_path, text + PARTICULAR)
+    job, _ = make_job(model, tmp_path)
+    module, data, objective = model.module(), TrainingData(model), Objective(model)
+    seen = []
+    hook = module.head.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    before = held_out_accuracy(module, data, objective)
+    plan = Plan(epochs=4, learning_rate=5e-3, precision="bfloat16")
+    outcome = train(module, data, objective, plan, Course(job), teaching=Teaching(model.module(), alpha=0.2))
+    hook.remove()
+    assert seen[-1] == torch.bfloat16
+    assert outcome.accuracy > before + 0.2
+    tensors = [*module.parameters(), *module.buffers()]
+    assert all(tensor.dtype == torch.float32 for tensor in tensors if tensor.is_floating_point())
+    assert all(tensor.is_contiguous() for tensor in tensors)
+
+
+METRIC = """
+sizes = []
+
+def metric(outputs, labels):
+    sizes.append(len(labels))
+    return 100 * (outputs.argmax(1) == labels).float().mean()
+"""
+
+
+def test_the_users_metric_judges_and_stops(tmp_path):
+    model = open_text(tmp_path, CNN_FILE + METRIC + "\ndef validation_data():\n    return batches(300, 5)\n")
+    job, messages = make_job(model, tmp_path)
+    plan = Plan(epochs=50, learning_rate=3e-3, precision="float32", stop_at=60.0, warm_up=0.01)
+    outcome = train(model.module(), TrainingData(model), Objective(model), plan, Course(job))
+    assert outcome.recovered
+    assert outcome.accuracy >= 60
+    assert points(messages, "accuracy")[-1][1] == outcome.accuracy
+    assert set(model.file.sizes) == {300}, "all held-out samples at once"
+
+
+def test_a_score_of_the_users_that_fails_is_told_and_not_passed_over(tmp_path):
+    model = open_text(tmp_path, CNN_FILE + "\ndef accuracy(outputs, labels):\n    return outputs.nonsense\n")
+    with pytest.raises(ModelError, match=r"accuracy\(\).*nonsense"):
+        held_out_accuracy(model.module(), TrainingData(model), Objective(model))
 
 
 # --- data -------------------------------------------------------------------------------------------
@@ -225,6 +301,14 @@ def test_features_are_matched_through_a_projection(model, tmp_path):
     assert not last._forward_pre_hooks
 
 
+def test_features_are_found_where_the_output_layer_is_called_by_keyword(tmp_path):
+    model = open_text(tmp_path, CNN_FILE.replace("self.head(self.pool", "self.head(input=self.pool"))
+    job, _ = make_job(model, tmp_path)
+    teaching = Teaching(model.module(), feature_weight=1.0)
+    outcome = train(model.student(), TrainingData(model), Objective(model), PLAN, Course(job), teaching=teaching)
+    assert outcome.steps
+
+
 # --- going on after a stop ---------------------------------------------------------------------------
 
 
@@ -255,6 +339,30 @@ def test_a_cancelled_job_goes_on_where_it_was(model, tmp_path):
     assert points(second, "accuracy")[: len(points(first, "accuracy"))] == points(first, "accuracy")
     for ours, theirs in zip(resumed.parameters(), whole.parameters()):
         assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_a_job_killed_between_two_stages_keeps_the_step_and_the_curve(model, tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    data, objective = TrainingData(model), Objective(model)
+    plan = Plan(epochs=50, learning_rate=3e-3, precision="float32", stop_at=0.5, warm_up=0.01)
+    first = model.module()
+    job, messages = make_job(model, tmp_path)
+    ended = train(first, data, objective, plan, Course(job, checkpoints), stage="fine-tuning 1 of 2")
+    assert ended.recovered
+
+    again = model.module()  # killed before the next cut: the stage that had ended is not trained again
+    job, _ = make_job(model, tmp_path)
+    course = Course(job, checkpoints)
+    assert train(again, data, objective, plan, course, stage="fine-tuning 1 of 2") == ended
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(again.parameters(), first.parameters(), strict=True))
+
+    job, later = make_job(model, tmp_path)  # killed after it, before the next stage's first checkpoint
+    course = Course(job, checkpoints)
+    assert course.step == ended.steps
+    train(first, data, objective, PLAN, course, stage="fine-tuning 2 of 2")
+    assert course.step == ended.steps + 3 * data.steps
+    assert points(later, "loss")[: len(points(messages, "loss"))] == points(messages, "loss")
+    assert [step for step, _ in points(later, "accuracy")] == sorted({step for step, _ in points(later, "accuracy")})
 
 
 def test_a_broken_checkpoint_counts_as_none(tmp_path):
