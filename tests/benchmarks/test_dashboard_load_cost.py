@@ -6,7 +6,8 @@ screen open come and go: throughput with it and without it in turns (A B B A), t
 machine where others work too that interval is wide, so the CPU time that watching takes is measured beside it: that of
 the dashboard, and what the engine takes more than without it, as a share of all cores. A load test that uses every core
 loses no more than that.
-`python tests/benchmarks/test_dashboard_load_cost.py [PAIRS]` prints both.
+`python tests/benchmarks/test_dashboard_load_cost.py [PAIRS] [--quick]` prints both and judges them: watching takes
+less than 2 % only when the whole interval says so.
 """
 
 import asyncio
@@ -30,9 +31,11 @@ import pytest
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
+from goals import UNDECIDED, Goals, arguments, verdict  # noqa: E402
 from test_dashboard_cost import Cost, _cpu_seconds, _drain  # noqa: E402
 
 from engine.client import EngineClient, connect  # noqa: E402
+from engine.measurements.statistics import Interval  # noqa: E402
 from engine.protocol import (  # noqa: E402
     JobChanged,
     LoadSettings,
@@ -68,6 +71,10 @@ class Loss(NamedTuple):
     cpu_share: float
     """Of all cores: the dashboard's CPU time and what the engine takes more."""
 
+    @property
+    def interval(self) -> Interval:
+        return Interval(self.share, self.low, self.high)
+
 
 @pytest.mark.slow
 def test_the_load_test_screen_costs_less_than_two_percent_and_four_kilobytes_a_second() -> None:
@@ -83,8 +90,11 @@ def test_the_load_test_screen_costs_less_than_two_percent_and_four_kilobytes_a_s
 def test_watching_takes_less_than_two_percent_of_a_load_tests_throughput() -> None:
     loss = asyncio.run(measure_loss(8))
     print(f"\n{in_words(loss)}")
-    assert loss.low < LOSS_LIMIT, f"watching surely costs more: {in_words(loss)}"
     assert loss.cpu_share < LOSS_LIMIT
+    judged = verdict(loss.interval, -math.inf, LOSS_LIMIT)
+    if judged == UNDECIDED:
+        pytest.skip(f"undecided: {in_words(loss)}")
+    assert judged == "met", f"watching surely costs more: {in_words(loss)}"
 
 
 def measure_screen(seconds: float, columns: int = 100, lines: int = 30) -> Cost:
@@ -236,8 +246,32 @@ def _read(controller: int, seen: bytearray) -> None:
         seen += data
 
 
+def main() -> int:
+    """Both, judged."""
+    parser = arguments(__doc__, "6 minutes")
+    parser.add_argument("pairs", nargs="?", type=int, default=8, help="of windows with and without the dashboard")
+    parser.add_argument("--quick", action="store_true", help="3 pairs: shows that it works")
+    asked = parser.parse_args()
+    goals = Goals()
+    for size in ((100, 30),) if asked.quick else ((80, 24), (100, 30), (200, 50)):
+        found = measure_screen(5.0 if asked.quick else 20.0, *size)
+        share, rate, cells = found.cpu_share, found.bytes_per_second, f"{size[0]}x{size[1]}"
+        print(f"{cells}: {share:.2%} of a core, {rate:.0f} bytes/s")
+        if size == (100, 30):
+            title = f"the load-test screen at {cells}"
+            goals.counted(
+                f"{title}: less than {CPU_SHARE_LIMIT:.0%} of a core", share < CPU_SHARE_LIMIT, f"{share:.2%}"
+            )
+            goals.counted(
+                f"{title}: less than {BYTES_PER_SECOND_LIMIT} bytes/s", rate < BYTES_PER_SECOND_LIMIT, f"{rate:.0f}"
+            )
+    loss = asyncio.run(measure_loss(3 if asked.quick else asked.pairs))
+    print(in_words(loss))
+    goals.at_most(f"watching takes less than {LOSS_LIMIT:.0%} of the throughput", loss.interval, LOSS_LIMIT, 4)
+    share = loss.cpu_share
+    goals.counted(f"watching takes less than {LOSS_LIMIT:.0%} of all cores", share < LOSS_LIMIT, f"{share:.2%}")
+    return goals.judged()
+
+
 if __name__ == "__main__":
-    for size in ((80, 24), (100, 30), (200, 50)):
-        found = measure_screen(20.0, *size)
-        print(f"{size[0]}x{size[1]}: {found.cpu_share:.2%} of a core, {found.bytes_per_second:.0f} bytes/s")
-    print(in_words(asyncio.run(measure_loss(int(sys.argv[1]) if len(sys.argv) > 1 else 8))))
+    sys.exit(main())
