@@ -521,6 +521,36 @@ def test_a_stopped_job_goes_on_in_its_cycle(tmp_path):
     assert module.blocks[0].conv1.out_channels == 8
 
 
+@pytest.mark.parametrize("moment", ["cutting (2 of 2)", "fine-tuning 2 of 2: step 1 "])
+def test_a_job_killed_between_its_cycles_goes_on_exactly(moment, tmp_path):
+    class Killed(BaseException):
+        """Nothing catches it, as nothing catches SIGKILL."""
+
+    shuffled = "torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*samples(512, 1)), 64, shuffle=True)"
+    model = open_text(tmp_path, CNN_FILE.replace("return batches(1024, 1)", f"return {shuffled}"))
+    asked = PruneStructured(ratio=0.5, round_to=2, cycles=2, fine_tune_epochs=4, precision="float32")
+    whole, _, untouched = run(prune_structured, model, tmp_path, asked)
+    expected = whole.module().state_dict()
+
+    job, _ = make_job(model, tmp_path, "prune-structured", msgspec.to_builtins(asked))
+    send = job.send
+
+    def kill(message):
+        send(message)
+        if isinstance(message, Progressed) and moment in message.message:
+            raise Killed
+
+    job.send = kill
+    with pytest.raises(Killed):
+        prune_structured(baseline(model, tmp_path), asked, job)
+    again, _, second = run(prune_structured, model, tmp_path, asked)
+    steps = [m.done for m in second if isinstance(m, Progressed) and "fine-tuning" in m.message]
+    assert steps[0] == 17, "the first cycle's sixteen steps are not repeated"
+    assert [step for step, _ in points(second, "accuracy")] == [step for step, _ in points(untouched, "accuracy")]
+    for name, tensor in again.module().state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
 def test_nothing_removed_is_refused(tmp_path):
     model = open_text(tmp_path, CNN_FILE)
     job, _ = make_job(model, tmp_path)
