@@ -17,6 +17,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from .onnx_graph import Graph, subgraphs_of
+from .operator_types import element_types, signature
 
 Precision = Literal["fp16", "bf16"]
 
@@ -32,9 +33,6 @@ SENSITIVE = (
     "ReduceMean", "ReduceL2", "SkipLayerNormalization", "CumSum", "Sqrt", "Reciprocal", "Div",
 )  # fmt: skip
 """Left in float when the whole graph in 16 bits does not pass the output check."""
-
-MICROSOFT = {"MultiHeadAttention", "Attention", "SkipLayerNormalization", "BiasGelu", "FastGelu", "FusedMatMul", "Gelu"}
-"""ONNX Runtime's own operators with 16-bit kernels; all their float inputs have the same type."""
 
 QUANTIZING = {"QuantizeLinear", "DequantizeLinear"}
 
@@ -56,13 +54,17 @@ def convert(model: onnx.ModelProto, precision: Precision, kept: Collection[str] 
     graph = Graph(copy)
     result = Converted(copy, [], {}, 0)
     low: set[str] = set()
-    floats = _float_values(graph)
+    types = element_types(graph)
+    floats = {name for name, kind in types.items() if kind == TensorProto.FLOAT}
     nodes = list(graph.proto.node)
     for node in nodes:
         reason = _why_float(graph, node, precision, kept, floats)
+        if reason == "" and not any(name in types for name in node.output):
+            reason = f"the type of what {node.op_type} gives is not known"
         if reason is None:
             result.touched.append(node.name)
-            low.update(name for name in node.output if name in floats)
+            wide = _wide_outputs(graph, node, precision)
+            low.update(name for index, name in enumerate(node.output) if name in floats and index not in wide)
         elif reason:
             result.left[node.name] = reason
     casts: dict[tuple[str, bool], str] = {}
@@ -105,7 +107,7 @@ def rounded(model: onnx.ModelProto, touched: Collection[str], precision: Precisi
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = Graph(copy)
-    floats, names = _float_values(graph), set(touched)
+    floats, names = float_values(graph), set(touched)
     kinds, constants = (ELEMENT[precision], TensorProto.FLOAT), dict[str, str]()
     nodes = list(graph.proto.node)
     for node in nodes:
@@ -133,13 +135,9 @@ def rounded(model: onnx.ModelProto, touched: Collection[str], precision: Precisi
     return copy
 
 
-def _float_values(graph: Graph) -> set[str]:
+def float_values(graph: Graph) -> set[str]:
     """Names of all values of type FP32."""
-    floats = {name for name, tensor in graph.initializers.items() if tensor.data_type == TensorProto.FLOAT}
-    for name, value in graph.value_info.items():
-        if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type == TensorProto.FLOAT:
-            floats.add(name)
-    return floats
+    return {name for name, kind in element_types(graph).items() if kind == TensorProto.FLOAT}
 
 
 def _why_float(
@@ -167,25 +165,26 @@ def _why_float(
 
 def _low_inputs(graph: Graph, node: onnx.NodeProto, precision: Precision) -> set[int]:
     """Indices of inputs that may be 16 bits wide, by the operator's schema."""
-    if node.domain == "com.microsoft":
-        return set(range(len(node.input))) if node.op_type in MICROSOFT else set()
-    try:
-        schema = onnx.defs.get_schema(node.op_type, graph.opset(node.domain), node.domain)
-    except onnx.defs.SchemaError:
+    known = signature(graph, node)
+    if known is None:
         return set()
-    admits = {
-        constraint.type_param_str
-        for constraint in schema.type_constraints
-        if TYPE_NAME[precision] in constraint.allowed_type_strs
+    admits = {variable for variable, allowed in known.allowed.items() if TYPE_NAME[precision] in allowed}
+    if known.outputs and known.output(0) not in admits and node.op_type not in QUANTIZING:
+        return set()
+    return {index for index in range(len(node.input)) if known.input(index) in admits}
+
+
+def _wide_outputs(graph: Graph, node: onnx.NodeProto, precision: Precision) -> set[int]:
+    """Indices of outputs that stay in FP32 although the node computes in 16 bits (means of a normalisation)."""
+    known = signature(graph, node)
+    if known is None or node.op_type in QUANTIZING:
+        return set()
+    variables = [known.output(index) for index in range(len(node.output))]
+    return {
+        index
+        for index, variable in enumerate(variables)
+        if TYPE_NAME[precision] not in known.allowed.get(variable, {variable})
     }
-    if schema.outputs and schema.outputs[0].type_str not in admits and node.op_type not in QUANTIZING:
-        return set()
-    found = set()
-    for index in range(len(node.input)):
-        formal = schema.inputs[min(index, len(schema.inputs) - 1)]
-        if formal.type_str in admits:
-            found.add(index)
-    return found
 
 
 def _as(

@@ -144,8 +144,10 @@ def _convert(
 def _too_large(graph: Any, batches: list[dict[str, Any]], limit: float) -> set[str]:
     """Nodes that make or read a value beyond the limit on these batches."""
     from ..graphs.calibration import Calibrator
+    from ..graphs.precision import float_values
 
-    names = [name for node in graph.proto.node for name in node.output if graph.element_type(name) == 1]
+    floats = float_values(graph)
+    names = [name for node in graph.proto.node for name in node.output if name in floats]
     found = Calibrator(graph.model, lambda: batches).ranges(names)
     large = {name for name, seen in found.items() if max(-seen.low, seen.high) > limit}
     return {node.name for node in graph.proto.node if large & {*node.input, *node.output}}

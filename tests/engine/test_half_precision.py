@@ -98,3 +98,32 @@ def test_for_tensorrt_int8_pairs_stand_in_an_fp16_graph(tmp_path):
     assert set(scales) == {TensorProto.FLOAT16}
     assert sum(node.op_type == "Cast" for node in graph.node) <= 2, "only the graph's own input and output are cast"
     assert cosine(source, quantized) > 0.98
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_behind_onnx_runtimes_own_operators_everything_is_converted_too(tmp_path, precision):
+    """onnx infers no type behind FusedMatMul: without ONNX Runtime's schemas the rest would stay in FP32 unnamed."""
+    source = exported(tmp_path, TRANSFORMER, TOKENS)
+    fused = apply(source, "optimize-graph", tmp_path, optimiser="onnxruntime")
+    graph = load_graph(fused.path).graph
+    assert any(node.domain == "com.microsoft" for node in graph.node)
+    half = apply(fused, f"quantize-{precision}", tmp_path, target="cuda")
+    kinds = {tensor.data_type for tensor in load_graph(half.path).graph.initializer if np.prod(tensor.dims) > 64}
+    assert TensorProto.FLOAT not in kinds
+    changed = half.record.changed
+    assert changed.figures["cosine"] > 0.999
+    products = {node.name for node in graph.node if node.op_type in ("MatMul", "Gemm", "FusedMatMul", "Attention")}
+    assert products
+    assert products <= set(changed.touched)
+
+
+def test_a_value_of_unknown_type_names_its_node(tmp_path):
+    source = exported(tmp_path, CONVOLUTIONAL, IMAGE)
+    model = with_shapes(load_graph(source.path))
+    alien = next(node for node in model.graph.node if node.op_type == "Relu" or node.op_type == "Clip")
+    alien.domain, alien.op_type = "elsewhere", "Mystery"
+    known = {value.name for value in model.graph.value_info}
+    del model.graph.value_info[:]
+    assert known
+    left = convert(model, "fp16").left
+    assert "not known" in left[alien.name]
