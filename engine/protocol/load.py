@@ -12,6 +12,28 @@ from .records import Conditions, Record
 Arrivals = Literal["poisson", "constant", "bursty", "replay", "closed", "offline"]
 """Open loops with a rate, then `concurrency` callers each waiting for its answer, then as fast as possible."""
 
+DEFAULT_SECONDS = 10.0
+"""Of sending, where nothing else is asked for."""
+
+BYTES_A_REQUEST = 180
+"""What a request takes while its test runs and is summed up: 57 bytes of times, 8 of their order, 16 of the schedule,
+and what sorting them takes."""
+
+MOST_REQUESTS = 25_000_000
+"""Of one test: 4.5 GB."""
+
+
+def too_many(rate: float, seconds: float) -> str | None:
+    """Why a load of so many requests is refused, as a sentence without its stop; None: it is not."""
+    count = rate * seconds
+    if count <= MOST_REQUESTS:
+        return None
+    return (
+        f"{rate:g} requests/s for {seconds:g} s are {count:,.0f} requests; the times of each take"
+        f" {BYTES_A_REQUEST} bytes here, together {count * BYTES_A_REQUEST / 1e9:,.1f} GB, and {MOST_REQUESTS:,} are"
+        " the most. Lower the rate, or make it shorter"
+    )
+
 
 class LoadSettings(Record):
     """What a load test is asked to do: the recipe's keys, the command line's options and the dashboard's form."""
@@ -27,7 +49,17 @@ class LoadSettings(Record):
         Literal["poisson", "constant", "bursty", "replay"],
         Meta(description="how requests of a given rate arrive; replay needs a trace"),
     ] = "poisson"
-    seconds: Annotated[float, Meta(gt=0, le=86_400, description="of sending, for each test of a search too")] = 10.0
+    seconds: (
+        Annotated[
+            float,
+            Meta(
+                gt=0,
+                le=86_400,
+                description="of sending, for each test of a search too; empty: 10, a sweep's 4, a replay's whole trace",
+            ),
+        ]
+        | None
+    ) = None
     warm_up_seconds: Annotated[float, Meta(ge=0, le=3600, description="sent before, counted for nothing")] = 1.0
     slo_p99_ms: (
         Annotated[float, Meta(gt=0, description="limit for p99 latency; without a load: find the highest rate")] | None
@@ -69,6 +101,18 @@ class LoadSettings(Record):
     sweep_instances: Annotated[
         tuple[int, ...], Meta(description="numbers of instances a sweep tries; empty: 1, 2, 4, … and the cores")
     ] = ()
+
+    @property
+    def replays(self) -> bool:
+        """The load is a recorded trace."""
+        return self.arrivals == "replay" and self.concurrency is None and not self.offline
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds that each test sends; None: until a replay's trace has been sent once."""
+        if self.seconds is not None:
+            return self.seconds
+        return None if self.replays else DEFAULT_SECONDS
 
     @property
     def kind(self) -> Literal["run", "rate", "sweep"]:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from ..protocol import Field, LoadKnobs, LoadSettings, LoadTest, TechniqueInfo, Variant
+from ..protocol.load import too_many
 from ..safety import clean_text
 from ..session import Session, SessionError
 from ..techniques import fields_of
@@ -99,10 +100,13 @@ def _demand_sense(settings: LoadSettings, raw: dict[str, Any]) -> None:
         raise SessionError(f"{WORD}: a replay needs a trace: a file with one arrival time in seconds a line.")
     if settings.trace and not os.path.isabs(settings.trace):
         raise SessionError(f"{WORD}: the engine needs the whole path of the trace, from / on.")
-    if settings.warm_up_seconds >= settings.seconds:
+    seconds = settings.duration
+    if settings.rate is not None and (why := too_many(settings.rate, seconds or 0.0)):
+        raise SessionError(f"{WORD}: {why}.")
+    if seconds is not None and settings.warm_up_seconds >= seconds:
         if "warm_up_seconds" in raw:
             raise SessionError(f"{WORD}: warm_up_seconds must be shorter than seconds.")
-        left = f"{settings.seconds:g} s leave nothing to measure after {settings.warm_up_seconds:g} s of warm-up"
+        left = f"{seconds:g} s leave nothing to measure after {settings.warm_up_seconds:g} s of warm-up"
         raise SessionError(f"{WORD}: {left}.")
     if settings.rows_per_request > settings.max_batch_size and settings.url is None:
         raise SessionError(

@@ -42,6 +42,13 @@ def test_a_replay_keeps_the_pattern_and_repeats_it() -> None:
         Schedule("replay", 10, 1.0, trace=(5.0, 5.0))
 
 
+def test_a_replay_may_end_with_its_trace() -> None:
+    schedule = Schedule("replay", 4, 60.0, trace=(100.0, 100.1, 100.5), once=True)  # 4/s is its own rate
+    assert schedule.times == pytest.approx([0.0, 0.1, 0.5])
+    schedule.change_rate(0.05, 2.0)
+    assert schedule.times == pytest.approx([0.0, 0.25, 1.05])
+
+
 def test_a_new_rate_bends_what_is_to_come_and_nothing_else() -> None:
     schedule = Schedule("poisson", 1000, 20, seed=2)
     before = schedule.times

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from engine.measurements.load_test.request import Load
 from engine.measurements.load_test.summary import summarise
 from engine.measurements.load_test.target import BatcherTarget, Dropped
 from engine.protocol import LoadSummary
+from engine.protocol.load import BYTES_A_REQUEST
 
 POOL = [{"x": np.full((1, 2), float(value))} for value in range(10)]
 
@@ -399,6 +401,52 @@ def test_looking_shows_what_happened_since_the_last_look() -> None:
 def test_a_load_that_makes_no_sense_says_so(wrong: dict[str, Any], word: str) -> None:
     with pytest.raises(ValueError, match=word):
         Load(**wrong)
+
+
+def test_a_request_takes_as_much_memory_as_is_said() -> None:
+    """What a plan is refused by: laid out, followed, recorded and summed up."""
+    count = 200_000
+    load = Load(rate=count / 10, seconds=10, slo_p99_ms=10)
+    tracemalloc.start()
+    try:
+        generator = LoadGenerator(Answering(), POOL, load)
+        assert generator._schedule is not None
+        followed = generator._follow(generator._schedule)
+        record = generator.record
+        record.count = planned = len(followed)
+        for times in (record.sent, record.taken, record.started, record.computed, record.finished):
+            times[:] = record.scheduled
+        record.status[:], record.rows[:], record.batch_rows[:] = COMPLETED, 1, 1
+        held, _ = tracemalloc.get_traced_memory()
+        summarise(record, load, 10.0)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    own = sum(getattr(record, name).nbytes for name in record.__slots__ if name != "count")
+    assert own == 57 * planned
+    assert 81 * planned <= held < 90 * planned
+    assert 0.7 * BYTES_A_REQUEST * planned < most <= BYTES_A_REQUEST * planned
+
+
+def test_more_requests_than_memory_has_room_for_are_refused_before_and_while_it_runs() -> None:
+    with pytest.raises(ValueError, match=r"864,000,000,000 requests.*180 bytes"):
+        Load(rate=1e7, seconds=86_400)
+    with pytest.raises(ValueError, match="are the most"):
+        Load(arrivals="replay", trace=(0.0, 1e-6), seconds=86_400)
+    generator = LoadGenerator(Answering(), POOL, Load(arrivals="constant", rate=20, seconds=60))
+    thread = start(generator)
+    with pytest.raises(ValueError, match="are the most"):
+        generator.set_rate(1e7)
+    generator.stop()
+    thread.join(30)
+    assert generator.marks == []
+
+
+def test_a_closed_loop_ends_when_there_is_no_room_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.measurements.load_test.generator.MOST_REQUESTS", 300)
+    generator, record, summary = run(Answering(), Load(arrivals="closed", seconds=60))
+    assert summary.completed == record.count == 300
+    assert [mark.text for mark in generator.marks] == ["ended after 300 requests, the most whose times are kept"]
 
 
 def test_littles_law_holds() -> None:

@@ -14,7 +14,7 @@ from opened_models import baseline_of, job_on, linear_graph, opened, save_graph,
 
 from engine.context import JobContext, LoadedVariant
 from engine.measurements.load_test.pool import request_pool
-from engine.measurements.load_test.running import LoadStage, read_trace, run_task
+from engine.measurements.load_test.running import LoadStage, load_of, read_trace, run_task
 from engine.models import ModelError
 from engine.protocol import LoadKnobs, LoadSearch, LoadSettings, LoadTest, LoadTick, Steer, TestLoad, Ticked, Took
 from engine.runtimes import RuntimeUnavailable, load
@@ -375,9 +375,29 @@ def test_a_trace_is_replayed_and_a_bad_one_is_a_sentence(bench: Bench, tmp_path:
     test = bench.run(arrivals="replay", trace=str(trace), seconds=0.5, warm_up_seconds=0.0)
     assert test.summary.scenario == "replay"
     assert 30 <= test.summary.completed <= 50
+    assert "The trace of 0.39 s was repeated 1.28 times to fill 0.5 s." in test.notes
+    test = bench.run(arrivals="replay", trace=str(trace), seconds=0.3, warm_up_seconds=0.0)
+    assert "Only the first 0.3 s of the trace's 0.39 s were replayed." in test.notes
     trace.write_text("soon\nlater\n")
     with pytest.raises(ModelError, match="one arrival time in seconds a line"):
         read_trace(str(trace))
+
+
+def test_a_trace_is_replayed_whole_and_once_unless_seconds_are_given(bench: Bench, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.txt"
+    trace.write_text("\n".join(str(5 + 0.01 * n * n) for n in range(13)))
+    test = bench.run(arrivals="replay", trace=str(trace), warm_up_seconds=0.0)
+    assert test.summary.completed == 13
+    assert test.settings.seconds == pytest.approx(1.44, abs=0.001)
+    assert "The whole trace was replayed once: 13 arrivals in 1.44 s." in test.notes
+    load, notes = load_of(LoadSettings(arrivals="replay", trace=str(trace), rate=1.0))
+    assert load.seconds == pytest.approx(12.0)  # at a rate of its own
+    assert "13 arrivals in 12 s" in notes[0]
+    with pytest.raises(ModelError, match=r"The trace lasts 1.44 s: .* warm-up of 2 s"):
+        load_of(LoadSettings(arrivals="replay", trace=str(trace), warm_up_seconds=2.0))
+    trace.write_text("0\n90000")
+    with pytest.raises(ModelError, match=r"less than a day\. Give seconds"):
+        load_of(LoadSettings(arrivals="replay", trace=str(trace)))
 
 
 def test_the_highest_rate_is_found_confirmed_kept_and_not_searched_again(bench: Bench) -> None:

@@ -33,6 +33,8 @@ def test_a_load_is_read_from_text_as_from_numbers() -> None:
         ({"sweep": True, "sweep_batch_sizes": [0, 4]}, "sweep_batch_sizes must be between 1 and 65,536"),
         ({"sweep": True, "sweep_instances": [1, 65]}, "sweep_instances must be between 1 and 64"),
         ({"sweep": True, "sweep_waits_ms": []}, "at least one batch size and one wait"),
+        ({"rate": 1e7, "seconds": 86_400}, "864,000,000,000 requests; the times of each take 180 bytes"),
+        ({"rate": 1e7}, "Lower the rate, or make it shorter"),
         ({"rate": 5, "url": "ftp://x"}, "http://host:port or grpc://host:port"),
         ({"sweep": True, "url": "http://x:1"}, "a server's batching cannot be changed"),
     ],
@@ -49,7 +51,11 @@ def test_what_is_asked_says_what_is_searched() -> None:
     assert read_load({"rate": 5, "slo_p99_ms": 10}).kind == "run"
     assert read_load({"slo_p99_ms": 10}).kind == "rate"
     assert read_load({"sweep": True}).kind == "sweep"
-    assert read_load({"sweep": True}).seconds < read_load({"rate": 5}).seconds
+    assert read_load({"sweep": True}).duration < read_load({"rate": 5}).duration == 10.0
+    assert read_load({"sweep": True, "seconds": 10}).duration == 10.0
+    assert read_load({"arrivals": "replay", "trace": "/t.txt"}).duration is None
+    assert read_load({"arrivals": "replay", "trace": "/t.txt", "seconds": 10}).duration == 10.0
+    assert read_load({"rate": 1000, "seconds": 20_000}).duration == 20_000
 
 
 def test_a_form_shows_every_setting_with_its_limits_and_hears_of_errors() -> None:

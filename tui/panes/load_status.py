@@ -106,7 +106,7 @@ def _progress(state: Running, course: LoadCourse, settings: LoadSettings | None,
     age = view.now - tick.time
     if age > STALE_SECONDS:
         return ((" ▶ ", "accent"), (f"no figures for {figures.duration(age)}", "warn"))
-    total = settings.seconds if settings is not None else state.total or 0.0
+    total = (settings.duration if settings is not None else None) or state.total or 0.0
     share = min(tick.seconds / total, 1.0) if total else None
     done, rest = charts.progress(share, BAR if width >= 100 else 10)
     left = figures.duration(max(total - tick.seconds, 0.0)) if total else figures.UNKNOWN

@@ -184,7 +184,7 @@ class LoadTestScreen(Screen[None]):
             Drawn(
                 course=self.course,
                 running=running,
-                planned=settings.seconds if settings is not None and single else None,
+                planned=settings.duration if settings is not None and single else None,
                 limit=limit,
                 open_loop=settings is None or (settings.concurrency is None and not settings.offline),
                 seconds=ZOOMS[self._zoom % len(ZOOMS)],

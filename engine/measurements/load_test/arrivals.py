@@ -27,9 +27,11 @@ class Schedule:
         seed: int = 0,
         burst_size: int = 8,
         trace: Sequence[float] = (),
+        once: bool = False,
     ) -> None:
         """`rate`: arrivals a second on average. `burst_size`: arrivals that come at once ("bursty"), the bursts
-        being Poisson. `trace`: recorded arrival times ("replay"), stretched to the rate and repeated as needed.
+        being Poisson. `trace`: recorded arrival times ("replay"), stretched to the rate and repeated as needed;
+        `once`: not repeated, and the first arrival comes at 0.
         """
         if not 0 < rate < 1e9:
             raise ValueError(f"a rate must be above 0, not {rate}")
@@ -40,6 +42,9 @@ class Schedule:
         self._burst_size = burst_size
         self._random = np.random.Generator(np.random.PCG64(seed))
         self._trace = _unit_gaps(trace) if kind == "replay" else np.empty(0)
+        self._once = once
+        if once:
+            self._trace = np.concatenate([[0.0], self._trace])
         self._drawn = 0
         self.times = self._continue(np.empty(0), 0.0, rate)
 
@@ -77,6 +82,9 @@ class Schedule:
         if self._kind == "constant":
             return np.ones(count)
         if self._kind == "replay":
+            if self._once:  # after its end nothing comes any more
+                rest = self._trace[first : first + count]
+                return np.concatenate([rest, np.full(count - len(rest), np.inf)])
             return self._trace[np.arange(first, first + count) % len(self._trace)]
         size = self._burst_size
         bursts = self._random.exponential(float(size), count // size + 1)

@@ -13,6 +13,7 @@ import gc
 import sys
 import threading
 import time
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from ...batching.arrays import Arrays, describe
 from ...batching.executor import clock
 from ...batching.policy import BatcherClosed, Rejected
 from ...batching.queue import CLOSED, FOREVER, REJECTED, Key, Request
+from ...protocol.load import MOST_REQUESTS, too_many
 from .arrivals import Schedule
 from .record import DROPPED, LiveFigures, Mark, Record, look_at
 from .request import Load
@@ -68,6 +70,7 @@ class LoadGenerator:
         self._order = np.zeros(len(self.record.sent), np.int64)
         """Numbers of the settled requests, in the order they were."""
         self._drawn: list[int] = []
+        self._first_drawn = 0
         self._settled = 0
         self._looked = (0, 0, 0.0)
         self._lock = threading.Lock()
@@ -88,6 +91,8 @@ class LoadGenerator:
             raise ValueError("a closed loop has no rate: change its concurrency")
         if not 0 < rate < 1e9:
             raise ValueError(f"a rate must be above 0, not {rate}")
+        if why := too_many(rate, max(self.load.seconds - self._now(), 0.0) if self._start else self.load.seconds):
+            raise ValueError(why)
         self._new_rate = rate
         self.mark(f"rate {rate:g}/s")
 
@@ -148,7 +153,7 @@ class LoadGenerator:
         sys.setswitchinterval(SWITCH_SECONDS)
         _set_timer_slack(1)
         try:
-            times = self._follow(self._schedule) if self._schedule is not None else []
+            times = self._follow(self._schedule) if self._schedule is not None else array("d")
             self._draw()
             self._start = clock()  # all that takes time was done before
             if self._schedule is not None:
@@ -167,7 +172,7 @@ class LoadGenerator:
             gc.unfreeze()
         return self.record
 
-    def _send_scheduled(self, schedule: Schedule, times: list[float]) -> None:
+    def _send_scheduled(self, schedule: Schedule, times: Sequence[float]) -> None:
         number, limit = 0, self.load.requests or FOREVER
         record = self.record
         while number < len(times) and number < limit and not self._stopped:
@@ -190,7 +195,7 @@ class LoadGenerator:
             number += 1
 
     def _send_on_answer(self) -> None:
-        record, number, limit = self.record, 0, self.load.requests or FOREVER
+        record, number, limit = self.record, 0, min(self.load.requests or MOST_REQUESTS, MOST_REQUESTS)
         offline = self.load.arrivals == "offline"
         while (now := self._now()) < self.load.seconds and number < limit and not self._stopped:
             callers = 0 if self._paused else self._target.natural_concurrency if offline else self._concurrency
@@ -200,17 +205,19 @@ class LoadGenerator:
                 continue
             if number == len(record.sent):
                 with self._lock:
-                    self._make_room(2 * number)
+                    self._make_room(min(2 * number, MOST_REQUESTS))
             record.scheduled[number] = now
             if not self._send(record, number, now):
                 time.sleep(BACK_OFF)
             number += 1
+        if number == MOST_REQUESTS:
+            self.mark(f"ended after {number:,} requests, the most whose times are kept")
 
     def _send(self, record: Record, number: int, now: float) -> bool:
         """False if it was turned away, or had no room."""
-        if number >= len(self._drawn):
-            self._draw()
-        inputs, rows, key = self._pool[self._drawn[number]]
+        if number - self._first_drawn >= len(self._drawn):
+            self._draw(number)
+        inputs, rows, key = self._pool[self._drawn[number - self._first_drawn]]
         load = self.load
         deadline = FOREVER if load.timeout_ms is None else self._start + now + load.timeout_ms * 1e-3
         record.sent[number] = now
@@ -228,8 +235,10 @@ class LoadGenerator:
             return False
         return True
 
-    def _draw(self) -> None:
-        self._drawn += self._random.integers(len(self._pool), size=DRAWN_AT_ONCE).tolist()
+    def _draw(self, first: int = 0) -> None:
+        """For the requests from number `first` on; those before are forgotten, or a long run would hold millions."""
+        self._first_drawn = first
+        self._drawn = self._random.integers(len(self._pool), size=DRAWN_AT_ONCE).tolist()
 
     def _wait_out_pause(self, schedule: Schedule, sent: int) -> None:
         began = self._now()
@@ -237,15 +246,15 @@ class LoadGenerator:
             time.sleep(LONGEST_SLEEP / 5)
         schedule.shift(sent, self._now() - began)
 
-    def _follow(self, schedule: Schedule) -> list[float]:
-        """The schedule as it is now, laid down in the record. A list: its floats are read one by one."""
+    def _follow(self, schedule: Schedule) -> Sequence[float]:
+        """The schedule as it is now, laid down in the record. An `array`: it is read one by one, and a list of floats
+        takes four times as much."""
         times = schedule.times
         with self._lock:
             if len(times) > len(self.record.sent):
                 self._make_room(len(times))
             self.record.scheduled[: len(times)] = times
-        listed: list[float] = times.tolist()
-        return listed
+        return array("d", times.tobytes())
 
     def _make_room(self, capacity: int) -> None:
         self._order = np.concatenate([self._order, np.zeros(capacity - len(self._order), np.int64)])
@@ -255,13 +264,12 @@ class LoadGenerator:
         load = self.load
         if not load.open_loop:
             return None
-        rate = load.rate
-        if rate is None:  # a replay at the trace's own pace
-            rate = (len(load.trace) - 1) / max(max(load.trace) - min(load.trace), 1e-9)
         kind = load.arrivals
         assert kind != "closed"
         assert kind != "offline"
-        return Schedule(kind, rate, load.seconds, load.seed, load.burst_size, load.trace)
+        return Schedule(
+            kind, load.planned_rate, load.seconds, load.seed, load.burst_size, load.trace, once=load.trace_once
+        )
 
     def _now(self) -> float:
         return clock() - self._start

@@ -20,6 +20,7 @@ from typing import Literal
 import msgspec
 
 from ...protocol import LoadPoint, LoadSearch, LoadSettings, LoadTest, TestLoad
+from ...protocol.load import MOST_REQUESTS
 from .percentiles import requests_needed
 from .running import LoadStage, Purpose, fitted
 
@@ -97,7 +98,8 @@ class _Search:
         self.stage, self.task = stage, task
         # As they are stored: else no test of an earlier job would be known again.
         self.settings, _ = fitted(task.settings, stage.job.model.fixed_batch)
-        self.longest = max(LONGEST_TEST_SECONDS, self.settings.seconds)
+        self.asked = self.settings.duration or 0.0
+        self.longest = max(LONGEST_TEST_SECONDS, self.asked)
         self.verdicts: dict[float, Verdict] = {}
         """Rate → the newest verdict on it."""
         self.tests: list[LoadTest] = []
@@ -136,11 +138,11 @@ class _Search:
         warm_up = self.settings.warm_up_seconds
         # Half as many again as a claim needs, so that one late request does not leave it unclear.
         needed = 1.5 * requests_needed(0.99, late=1) / rate
-        seconds = max(self.settings.seconds - warm_up, needed)
+        seconds = max(self.asked - warm_up, needed)
         verdict: Verdict = "UNCLEAR"
         before = 0.0
         for doubling in range(DOUBLINGS + 1):
-            length = min(warm_up + seconds * 2**doubling, self.longest)
+            length = min(warm_up + seconds * 2**doubling, self.longest, MOST_REQUESTS / rate)
             if length <= before:
                 break
             before = length
@@ -236,10 +238,8 @@ class _Search:
             return f"The test at {rate:.4g} requests/s is INVALID: {'; '.join(summary.reasons)}."
         p99 = summary.latency_ms.get("p99")
         sentence = f"At {rate:.4g} requests/s p99 was {p99.value:.3g} ms" if p99 else f"At {rate:.4g} requests/s"
-        sentence += f" over {summary.completed:,} requests in {test.settings.seconds:g} s, too close to call."
-        return (
-            f"{sentence} Longer tests settle it (seconds = {_round_up(2 * test.settings.seconds):g}), or another limit."
-        )
+        sentence += f" over {summary.completed:,} requests in {summary.seconds:g} s, too close to call."
+        return f"{sentence} Longer tests settle it (seconds = {_round_up(2 * summary.seconds):g}), or another limit."
 
 
 def verdict_of(test: LoadTest) -> Verdict:

@@ -4,6 +4,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from ...protocol.load import too_many
+
 
 class Load(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One load. Raises ValueError with a sentence when it makes no sense.
@@ -30,6 +32,8 @@ class Load(Struct, frozen=True, kw_only=True, omit_defaults=True):
     burst_size: int = 8
     trace: tuple[float, ...] = ()
     """Recorded arrival times in seconds, for a replay."""
+    trace_once: bool = False
+    """End with the trace instead of repeating it until the time is over."""
     slo_p99_ms: float | None = None
     """The limit for p99; what the generator's own lag is judged by."""
     priority: int = 1
@@ -41,6 +45,13 @@ class Load(Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def open_loop(self) -> bool:
         return self.arrivals not in ("closed", "offline")
+
+    @property
+    def planned_rate(self) -> float:
+        """Requests a second of an open loop; of a replay without a rate the trace's own."""
+        if self.rate is not None or not self.trace:
+            return self.rate or 0.0
+        return (len(self.trace) - 1) / max(max(self.trace) - min(self.trace), 1e-9)
 
     @property
     def scenario(self) -> str:
@@ -73,3 +84,5 @@ class Load(Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError(f"a load with {self.arrivals} arrivals needs a rate")
         if self.arrivals == "replay" and len(self.trace) < 2:
             raise ValueError("a replay needs a trace of at least two arrival times")
+        if self.open_loop and (why := too_many(self.planned_rate, self.seconds)):
+            raise ValueError(why)

@@ -27,6 +27,7 @@ from ...protocol import (
     TestLoad,
     Took,
 )
+from ...protocol.load import DEFAULT_SECONDS
 from ...runtimes import RuntimeUnavailable
 from ...runtimes.copies import ModelCopies
 from ...safety import clean_text
@@ -44,6 +45,9 @@ HEAR_SECONDS = 0.02
 
 MOST_TRACE_LINES = 5_000_000
 """Arrivals read from a trace."""
+
+LONGEST_TRACE_SECONDS = 86_400.0
+"""Of a replay, as of any test."""
 
 Purpose = Literal["run", "capacity", "probe", "confirmation", "point"]
 
@@ -131,9 +135,12 @@ class LoadStage:
     ) -> LoadTest:
         """Send one load. `stop_saturated`: end as soon as it is certain to be more than the model can bear."""
         settings, notes = fitted(settings, self.job.model.fixed_batch)
-        self.job.progress(0, settings.seconds, f"{phase}: warming the model up" if phase else "warming the model up")
+        load, replayed = load_of(settings)
+        notes += replayed
+        settings = msgspec.structs.replace(settings, seconds=load.seconds)
+        self.job.progress(0, load.seconds, f"{phase}: warming the model up" if phase else "warming the model up")
         target, where = self._target(settings)
-        live = LiveTest(self, settings, target, LoadGenerator(target, self.pool, self._load(settings)), phase)
+        live = LiveTest(self, settings, target, LoadGenerator(target, self.pool, load), phase)
         live.stop_saturated = stop_saturated
         self._live = live
         others = OtherWork()
@@ -206,22 +213,6 @@ class LoadStage:
             note += f" {cold} shapes of the data were too many to compile beforehand: the first request of each waited."
         return (note,)
 
-    def _load(self, settings: LoadSettings) -> Load:
-        arrivals = "offline" if settings.offline else "closed" if settings.concurrency else settings.arrivals
-        return Load(
-            arrivals=arrivals,
-            seconds=settings.seconds,
-            rate=settings.rate,
-            concurrency=settings.concurrency or 1,
-            samples_per_request=settings.rows_per_request,
-            warm_up_seconds=settings.warm_up_seconds,
-            seed=settings.seed,
-            burst_size=settings.burst_size,
-            trace=read_trace(settings.trace) if arrivals == "replay" and settings.trace else (),
-            slo_p99_ms=settings.slo_p99_ms,
-            timeout_ms=settings.timeout_ms,
-        )
-
     # --- knobs -------------------------------------------------------------------------------------
 
     def _steer(self, message: Steer) -> None:
@@ -244,6 +235,53 @@ class LoadStage:
                 return None
             time.sleep(HEAR_SECONDS)
         return live
+
+
+def load_of(settings: LoadSettings) -> tuple[Load, tuple[str, ...]]:
+    """What the generator is to send, and of a replay a sentence how much of its trace that is. Raises ModelError."""
+    arrivals = "offline" if settings.offline else "closed" if settings.concurrency else settings.arrivals
+    trace = read_trace(settings.trace) if settings.replays and settings.trace else ()
+    seconds = settings.duration
+    notes: tuple[str, ...] = ()
+    if trace:
+        span = trace[-1] - trace[0]
+        if settings.rate is not None:
+            span = (len(trace) - 1) / settings.rate
+        seconds, notes = _replayed(settings, len(trace), span)
+    try:
+        return Load(
+            arrivals=arrivals,
+            seconds=seconds or DEFAULT_SECONDS,
+            rate=settings.rate,
+            concurrency=settings.concurrency or 1,
+            samples_per_request=settings.rows_per_request,
+            warm_up_seconds=settings.warm_up_seconds,
+            seed=settings.seed,
+            burst_size=settings.burst_size,
+            trace=trace,
+            trace_once=bool(trace) and settings.seconds is None,
+            slo_p99_ms=settings.slo_p99_ms,
+            timeout_ms=settings.timeout_ms,
+        ), notes
+    except ValueError as error:
+        raise ModelError(f"This load cannot be sent: {error}.") from None
+
+
+def _replayed(settings: LoadSettings, arrivals: int, span: float) -> tuple[float, tuple[str, ...]]:
+    """(seconds of sending, how much of a trace of `span` seconds that is). Raises ModelError."""
+    asked = settings.seconds
+    if asked is None:
+        if not settings.warm_up_seconds < span < LONGEST_TRACE_SECONDS:
+            raise ModelError(
+                f"The trace lasts {span:g} s: without seconds it is replayed once, which takes more than the warm-up of"
+                f" {settings.warm_up_seconds:g} s and less than a day. Give seconds or warm_up_seconds."
+            )
+        # The last arrival is to lie within.
+        return span * (1 + 1e-9) + 1e-6, (f"The whole trace was replayed once: {arrivals:,} arrivals in {span:g} s.",)
+    if asked < span:
+        return asked, (f"Only the first {asked:g} s of the trace's {span:g} s were replayed.",)
+    times = asked / max(span, 1e-9)
+    return asked, (f"The trace of {span:g} s was repeated {times:.3g} times to fill {asked:g} s.",) if times > 1 else ()
 
 
 def fitted(settings: LoadSettings, fixed_batch: int | None) -> tuple[LoadSettings, tuple[str, ...]]:

@@ -164,4 +164,4 @@ def _words(point: LoadPoint) -> str:
 
 
 def _setting(settings: LoadSettings) -> tuple[object, ...]:
-    return (settings.max_batch_size, settings.max_wait_ms, settings.instances, settings.concurrency, settings.seconds)
+    return (settings.max_batch_size, settings.max_wait_ms, settings.instances, settings.concurrency, settings.duration)
