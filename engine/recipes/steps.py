@@ -322,7 +322,7 @@ class Steps:
         session, hardware = self.session, self.runner.hardware
         target = resolve_target(step.target or session.options.target, hardware.processor).name
         assert session.model is not None
-        if reason := why_unavailable(chosen, source, session.model, hardware, parameters):
+        if reason := why_unavailable(chosen, source, session.model, hardware, parameters, target):
             self._end(number, step, "refused", reason)
             return
         complete = with_defaults(parameters)

@@ -149,8 +149,9 @@ def _check_paths(*paths: str | None) -> None:
 def _techniques(engine: "Engine", command: ListTechniques) -> Result:
     # Whoever looks at the techniques is about to apply one.
     engine.workers.warm()
-    variant = engine.session.resolve(command.source) if command.source is not None else None
-    return Techniques(techniques=describe(variant, engine.session.model, engine.hardware))
+    session = engine.session
+    variant = session.resolve(command.source) if command.source is not None else None
+    return Techniques(techniques=describe(variant, session.model, engine.hardware, session.options.target))
 
 
 def _describe_load_test(engine: "Engine", command: DescribeLoadTest) -> Result:

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ..protocol import Changed, Field, Hardware, ModelInfo, TechniqueInfo, Variant
+from ..targets import Target, resolve_target
 
 MODULES = (
     "distillation",
@@ -68,6 +69,7 @@ class Technique(Struct, frozen=True, kw_only=True):
     expectation: str
     packages: tuple[tuple[str, str], ...]
     refuse: Callable[[Variant, ModelInfo, Hardware, Parameters | None], str | None] | None
+    refuse_target: Callable[[Target, Parameters | None], str | None] | None = None
 
 
 class Refusal(Exception):
@@ -89,12 +91,14 @@ def technique(
     expectation: str = "",
     packages: tuple[tuple[str, str], ...] = (),
     refuse: Callable[[Variant, ModelInfo, Hardware, Any], str | None] | None = None,
+    refuse_target: Callable[[Target, Any], str | None] | None = None,
 ) -> Callable[[Callable[..., list[Any]]], Callable[..., list[Any]]]:
     """Register a function `(source: LoadedVariant, parameters, job: JobContext) -> list[VariantFiles]`.
 
     `packages` are (import name, what to install) pairs checked without importing them. `refuse` gets the source
     variant, the model, the hardware and the parameters (None while the user has not chosen any) and returns the
-    sentence that says why not, or None. It runs in the engine process, so it must be quick and light.
+    sentence that says why not, or None. `refuse_target` does so for where the variant is to run, before any job starts.
+    Both run in the engine process, so they must be quick and light.
     """
 
     def register(function: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
@@ -113,6 +117,7 @@ def technique(
             expectation=expectation,
             packages=packages,
             refuse=refuse,
+            refuse_target=refuse_target,
         )
         return function
 
@@ -226,9 +231,14 @@ def _describe(annotation: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def why_unavailable(
-    chosen: Technique, variant: Variant, model: ModelInfo, hardware: Hardware, parameters: Parameters | None = None
+    chosen: Technique,
+    variant: Variant,
+    model: ModelInfo,
+    hardware: Hardware,
+    parameters: Parameters | None = None,
+    target: str = "this-machine",
 ) -> str | None:
-    """Why the technique cannot be applied to this variant: one sentence, or None when it can."""
+    """Why the technique cannot be applied to this variant for this target: one sentence, or None when it can."""
     offers = set(model.offers)
     if Needs.PYTORCH in chosen.needs and variant.format != "pytorch":
         return f"{chosen.title} works on a PyTorch module; {variant.name} is {variant.format.upper()}."
@@ -247,18 +257,22 @@ def why_unavailable(
     for package, install in chosen.packages:
         if importlib.util.find_spec(package) is None:
             return f"{chosen.title} needs the package {package}, which is not installed: {install}"
-    if chosen.refuse is not None:
-        return chosen.refuse(variant, model, hardware, parameters)
+    if chosen.refuse is not None and (reason := chosen.refuse(variant, model, hardware, parameters)):
+        return reason
+    if chosen.refuse_target is not None:
+        return chosen.refuse_target(resolve_target(target, hardware.processor), parameters)
     return None
 
 
-def describe(variant: Variant | None, model: ModelInfo | None, hardware: Hardware) -> tuple[TechniqueInfo, ...]:
-    """Every technique with its form, and for this variant why it cannot be applied now."""
+def describe(
+    variant: Variant | None, model: ModelInfo | None, hardware: Hardware, target: str = "this-machine"
+) -> tuple[TechniqueInfo, ...]:
+    """Every technique with its form, and for this variant and target why it cannot be applied now."""
     infos = []
     for chosen in all_techniques().values():
         reason: str | None = "Open a model first."
         if variant is not None and model is not None:
-            reason = why_unavailable(chosen, variant, model, hardware)
+            reason = why_unavailable(chosen, variant, model, hardware, target=target)
         infos.append(
             TechniqueInfo(
                 tag=chosen.tag,

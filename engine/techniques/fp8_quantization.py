@@ -63,6 +63,14 @@ def refuse_fp8(variant: Variant, model: ModelInfo, hardware: Hardware, parameter
     return None
 
 
+def refuse_fp8_for(target: Target, parameters: QuantizeFp8 | None) -> str | None:
+    """Anything but TensorRT: no other runtime multiplies FP8."""
+    if target.runtime == "tensorrt":
+        return None
+    why = f"the target {target.name} is {target.description.partition(':')[0]}"
+    return no_fp8(f"{why}. To make the file for such a GPU, choose the target tensorrt (--target, or in a recipe)")
+
+
 def capability_of(text: str | None) -> tuple[int, int] | None:
     """ "8.9" as (8, 9); None for what is not known."""
     major, _, minor = (text or "").partition(".")
@@ -83,6 +91,7 @@ def no_fp8(why: str) -> str:
     complexity="medium",
     expectation=EXPECTATION,
     refuse=refuse_fp8,
+    refuse_target=refuse_fp8_for,
 )
 def quantize_fp8(source: LoadedVariant, parameters: QuantizeFp8, job: JobContext) -> list[VariantFiles]:
     """Products and convolutions in 8-bit floats (4 bits of exponent, 3 of fraction), for TensorRT on Ada and later."""
@@ -151,9 +160,8 @@ def _target(job: JobContext) -> Target:
     import torch
 
     target = target_of(job)
-    if target.runtime != "tensorrt":
-        why = f"the target {target.name} is {target.description.partition(':')[0]}"
-        raise Refusal(no_fp8(f"{why}. To make the file for such a GPU, choose the target tensorrt"))
+    if reason := refuse_fp8_for(target, None):
+        raise Refusal(reason)
     if torch.cuda.is_available():
         found = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
         if max(found) < LEAST_CAPABILITY:

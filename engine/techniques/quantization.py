@@ -111,6 +111,13 @@ def refuse_dynamic(
     return _already(variant)
 
 
+def refuse_dynamic_for(target: Target, parameters: QuantizeDynamic | None) -> str | None:
+    """GPUs have no kernel for it; PyTorch's own quantization does not ask for the target."""
+    if target.device_class != "cuda" or (parameters is not None and parameters.format == "pytorch"):
+        return None
+    return f"Dynamic quantization is for CPUs: {target.name} has no kernel for it. Use quantize-static."
+
+
 def refuse_static(
     variant: Variant, model: ModelInfo, hardware: Hardware, parameters: QuantizeStatic | None
 ) -> str | None:
@@ -135,6 +142,7 @@ def _already(variant: Variant) -> str | None:
     packages=RUNTIME,
     expectation=EXPECTATION,
     refuse=refuse_dynamic,
+    refuse_target=refuse_dynamic_for,
 )
 def quantize_dynamic(source: LoadedVariant, parameters: QuantizeDynamic, job: JobContext) -> list[VariantFiles]:
     """Store weights of matrix products, LSTM and embeddings as bytes; find activation ranges while running."""
@@ -149,8 +157,8 @@ def quantize_dynamic(source: LoadedVariant, parameters: QuantizeDynamic, job: Jo
             "int8-dynamic" if parameters.activations == "int8" else "int8-weights"
         )
         return quantize_pytorch(source, job, kind, parameters.exclude, target.name)
-    if target.device_class == "cuda":
-        raise Refusal(f"Dynamic quantization is for CPUs: {target.name} has no kernel for it. Use quantize-static.")
+    if reason := refuse_dynamic_for(target, parameters):
+        raise Refusal(reason)
     job.progress(0, 10, "preparing the graph")
     prepared = prepared_graph(source)
     refuse_quantized(prepared, source)

@@ -9,7 +9,7 @@ from technique_jobs import CONVOLUTIONAL, IMAGE, RECURRENT, ROWS, apply, open_py
 from engine.graphs.onnx_graph import load_graph
 from engine.graphs.verification import compare_outputs, run_graph
 from engine.protocol import Gpu, Hardware, ModelInfo, Processor
-from engine.techniques import Refusal, find_technique, why_unavailable
+from engine.techniques import Refusal, describe, find_technique, why_unavailable
 
 TRANSFORMER = """
 class Net(nn.Module):
@@ -157,10 +157,15 @@ def test_gpus_that_are_too_old_are_known_beforehand(sources, capabilities, refus
         operators=("Conv", "Gemm"),
     )  # fmt: skip
     hardware = Hardware(hostname="h", processor=processor, gpus=gpus)
-    sentence = why_unavailable(find_technique("quantize-fp8"), source.record, model, hardware)
+    sentence = why_unavailable(find_technique("quantize-fp8"), source.record, model, hardware, target="tensorrt")
     assert (sentence is not None) is refused
     if refused:
         assert "GPU 0 has 7.5" in sentence
+    (listed,) = [one for one in describe(source.record, model, hardware) if one.tag == "quantize-fp8"]
+    assert "TensorRT" in (listed.unavailable or ""), "a target without FP8 is refused before a job runs"
+    assert refused or "the target cpu-portable is any processor" in (listed.unavailable or "")
+    (listed,) = [one for one in describe(source.record, model, hardware, "tensorrt") if one.tag == "quantize-fp8"]
+    assert (listed.unavailable is not None) is refused
 
 
 @pytest.mark.slow
