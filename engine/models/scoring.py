@@ -18,7 +18,9 @@ def top_1(outputs: Arrays, labels: np.ndarray) -> np.ndarray:
     """Share of right answers per sample: the largest score along the class axis against the label.
 
     Labels may be class numbers of the shape of the scores without their class axis, or one-hot. A class axis is
-    axis 1 if the shapes fit so (PyTorch's habit), else the last. An output of integers is the answer itself.
+    axis 1 if the shapes fit so (PyTorch's habit), else the last; of sequences (three axes) the last comes first: a
+    tagger may have as many tokens as tags. Training decides the same (`training/losses.py`). An output of integers is
+    the answer itself.
     Raises ModelError when no output fits the labels, or labels are no class numbers.
     """
     if labels.dtype.kind not in "iub" and not _one_hot(labels):
@@ -37,7 +39,8 @@ def top_1(outputs: Arrays, labels: np.ndarray) -> np.ndarray:
                 numbers = labels.argmax(axis=1)
             elif labels.ndim > 1 and labels.ndim == scores.ndim and labels.shape[-1] == 1:
                 numbers = labels[..., 0]
-            for axis in (1, scores.ndim - 1):
+            last = scores.ndim - 1
+            for axis in (last, 1) if scores.ndim == 3 else (1, last):
                 if scores.shape[axis] > 1 and scores.shape[:axis] + scores.shape[axis + 1 :] == numbers.shape:
                     return _mean_per_sample(answers_along(scores, axis) == numbers)
     shapes = ", ".join(f"{name} {array.shape}" for name, array in outputs.items())

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -193,9 +193,9 @@ def _splittable(iterable: Any) -> bool:
         or iterable.batch_size is None
     ):
         return False
-    sampler = iterable.sampler
+    sampler, dataset = iterable.sampler, cast(Sized, iterable.dataset)
     if isinstance(sampler, torch.utils.data.RandomSampler):
-        return not sampler.replacement and sampler.num_samples == len(iterable.dataset)
+        return not sampler.replacement and sampler.num_samples == len(dataset)
     return isinstance(sampler, torch.utils.data.SequentialSampler)
 
 

@@ -157,5 +157,6 @@ def _digest(inputs: Any) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for path, tensor in tensors_by_path(inputs).items():
         digest.update(f"{path} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        if tensor.numel():
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.digest()

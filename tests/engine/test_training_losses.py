@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from engine.models import ModelError
+from engine.models.scoring import top_1
 from engine.training.losses import class_axis, cross_entropy
 from engine.training.soft_targets import answers, likenesses, soft_loss
 
@@ -19,7 +20,7 @@ def by_hand(student, teacher, temperature, axis=1):
 
 
 def softened(student, teacher, labels, temperature, kinds=None):
-    return float(soft_loss(answers(student), answers(teacher), labels, temperature, kinds))
+    return soft_loss(answers(student), answers(teacher), labels, temperature, kinds).item()
 
 
 @pytest.fixture
@@ -66,6 +67,13 @@ def test_a_tagger_with_as_many_tokens_as_tags_is_taught_tag_by_tag():
     assert float(cross_entropy(student, tags)) == pytest.approx(
         float(F.cross_entropy(student.flatten(0, 1), tags.flatten())), rel=1e-5
     )
+
+
+def test_training_and_accuracy_agree_where_the_classes_are():
+    tags = torch.arange(18).reshape(2, 9) % 9
+    right = F.one_hot(tags, 9).float().log().clamp_min(-5)
+    assert float(cross_entropy(right, tags)) < 0.1
+    assert top_1({"output": right.numpy()}, tags.numpy()).tolist() == [1, 1]
 
 
 @dataclasses.dataclass
