@@ -13,7 +13,7 @@ import importlib.util
 import io
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,8 @@ import onnx_ir as ir
 import onnxruntime
 
 from .attention_fusion import fuse_attention
-from .onnx_graph import Graph, all_nodes, load_graph
+from .fingerprint import fingerprint
+from .onnx_graph import Graph, all_nodes, attribute, load_graph
 from .preparation import name_nodes, prepare, with_shapes
 from .sessions import rewritten
 from .verification import compare_outputs, cpu_session, first_line, run_graph
@@ -33,6 +34,11 @@ FUSED = (
     "FusedGemm", "SkipSimplifiedLayerNormalization", "SimplifiedLayerNormalization", "QuickGelu", "GroupNorm",
 )  # fmt: skip
 """Operators that stand for what used to be several."""
+
+TRANSFORMERS = "onnxruntime.transformers"
+
+ARCHITECTURE_SECONDS = 60.0
+"""After this no further architecture of that optimiser is tried."""
 
 TOLERANCE = 2e-3
 """Largest accepted difference, as a share of the largest output."""
@@ -62,11 +68,13 @@ class Candidate:
         return f"{self.name}: {self.nodes} nodes, {fused}{speed}"
 
 
-def candidates(path: Path) -> Iterator[Candidate]:
-    """Each optimiser's version of the graph at `path`, one at a time; they take seconds."""
+def candidates(path: Path, only: str = "") -> Iterator[Candidate]:
+    """Each optimiser's version of the graph at `path`, one at a time; they take seconds. `only`: that one's alone."""
     source = load_graph(path)
-    before = _kinds(source)
-    for name, make in _optimisers(path, source):
+    before, parent = _kinds(source), fingerprint(source)
+    for name, make in _optimisers(path, source, only):
+        if only and name != only:
+            continue
         made = Candidate(name)
         try:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -79,9 +87,28 @@ def candidates(path: Path) -> Iterator[Candidate]:
         after = _kinds(model)
         made.model, made.nodes = model, sum(after.values())
         made.fused = {kind: after[kind] - before[kind] for kind in FUSED if after[kind] > before[kind]}
-        if after == before:
+        if after == before and fingerprint(model) == parent:
             made.failure, made.model = "changed nothing", None
         yield made
+
+
+def answered(
+    path: Path, batches: Iterable[Batch], seconds: float, least: int
+) -> tuple[list[Batch], list[dict[str, np.ndarray]]]:
+    """(batches, what the source answers): as many as it answers in so many seconds, at least some."""
+    asked: list[Batch] = []
+    answers: list[dict[str, np.ndarray]] = []
+    session = cpu_session(path)
+    names = [value.name for value in session.get_outputs()]
+    wanted = [value.name for value in session.get_inputs()]
+    began = time.monotonic()
+    for batch in batches:
+        if len(asked) >= least and time.monotonic() - began > seconds:
+            break
+        asked.append(batch)
+        given = session.run(names, {name: batch[name] for name in wanted})
+        answers.append(dict(zip(names, given, strict=True)))
+    return asked, answers
 
 
 def verify(
@@ -132,7 +159,9 @@ def time_in_turns(
     return [float(ratio) for ratio in np.exp(ratios)]
 
 
-def _optimisers(path: Path, source: onnx.ModelProto) -> Iterator[tuple[str, Callable[[], onnx.ModelProto]]]:
+def _optimisers(
+    path: Path, source: onnx.ModelProto, only: str = ""
+) -> Iterator[tuple[str, Callable[[], onnx.ModelProto]]]:
     kinds = _kinds(source)
     yield "onnxruntime", lambda: _by_onnxruntime(path)
     yield "folding", lambda: prepare(path, fold=True)
@@ -141,8 +170,10 @@ def _optimisers(path: Path, source: onnx.ModelProto) -> Iterator[tuple[str, Call
     if kinds["Softmax"]:
         yield "attention", lambda: _by_attention(path, source)
     if kinds["Softmax"] and importlib.util.find_spec("onnxruntime.transformers"):
-        for kind in ("vit",) if kinds["Conv"] else ("bert", "gpt2"):
-            yield f"onnxruntime.transformers {kind}", lambda kind=kind: _by_transformers(path, source, kind)  # type: ignore[misc]
+        asked = only.removeprefix(f"{TRANSFORMERS} ") if only.startswith(TRANSFORMERS) else ""
+        kind, best = (asked, None) if asked or only else _best_architecture(path, source)
+        if kind:
+            yield f"{TRANSFORMERS} {kind}", lambda: best or _by_transformers(path, source, kind)
     if importlib.util.find_spec("onnxslim"):
         yield "onnxslim", lambda: _by_onnxslim(path)
 
@@ -164,9 +195,50 @@ def _by_onnxscript(source: onnx.ModelProto) -> onnx.ModelProto:
     return ir.to_proto(model)
 
 
+def _best_architecture(path: Path, source: onnx.ModelProto) -> tuple[str, onnx.ModelProto | None]:
+    """(the architecture whose patterns fuse most, the graph they give); what cannot be known is tried.
+
+    The first is given without a graph when all fail, so that its failure is told.
+    """
+    ends = time.monotonic() + ARCHITECTURE_SECONDS
+    best: tuple[int, str, onnx.ModelProto | None] = (0, "", None)
+    names = architectures(source)
+    for name in names:
+        if time.monotonic() > ends:
+            break
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                model = _by_transformers(path, source, name)
+        except Exception:  # whatever a pattern that does not fit may raise
+            continue
+        found = _kinds(model)
+        score = sum(found[kind] * (10 if "Attention" in kind else 1) for kind in FUSED)
+        if best[2] is None or score > best[0]:
+            best = score, name, model
+    return (best[1] or names[0], best[2])
+
+
+def architectures(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Architectures of ONNX Runtime's transformer optimiser whose patterns may be in a graph, the likeliest first."""
+    kinds = _kinds(model)
+    norm = kinds["LayerNormalization"] or kinds["SkipLayerNormalization"] or kinds["ReduceMean"] > 1
+    if kinds["Conv"]:
+        likely = ["vit", "clip", "swin"]
+        strides = {len(attribute(node, "strides", [])) for node in all_nodes(model.graph) if node.op_type == "Conv"}
+        return (*likely, "conformer", "bart") if 1 in strides else tuple(likely)
+    text = ["bert", "gpt2", "bart"]
+    if kinds["Pow"] and not kinds["LayerNormalization"]:  # normalisation by the mean square alone
+        text.append("t5")
+    if kinds["Sigmoid"] and norm:  # GELU as a sigmoid
+        text.append("clip")
+    return tuple(text)
+
+
 def _by_transformers(path: Path, source: onnx.ModelProto, kind: str) -> onnx.ModelProto:
     from onnxruntime.transformers import optimizer
 
+    if kind not in optimizer.MODEL_TYPES:
+        raise ValueError(f"ONNX Runtime's transformer optimiser knows no {kind!r}")
     heads, hidden = heads_and_width(source)
     return optimizer.optimize_model(
         str(path), model_type=kind, num_heads=heads, hidden_size=hidden, opt_level=0, use_gpu=False
@@ -184,7 +256,7 @@ def heads_and_width(model: onnx.ModelProto) -> tuple[int, int]:
     graph = Graph(with_shapes(model))
     heads = width = 0
     for node in graph.proto.node:
-        shape = graph.shape(node.input[0])
+        shape = graph.shape(node.input[0]) if node.input else None
         if node.op_type == "Softmax" and shape and len(shape) == 4 and isinstance(shape[1], int):
             heads = heads or shape[1]
         if node.op_type == "LayerNormalization":

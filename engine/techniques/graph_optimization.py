@@ -7,7 +7,8 @@ graph, the job says so and gives no variant.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
@@ -15,6 +16,14 @@ from . import Changed, Needs, Parameters, Refusal, technique
 
 if TYPE_CHECKING:
     from ..context import JobContext, LoadedVariant, VariantFiles
+    from ..models import Model
+
+
+VERIFYING_SECONDS = 3.0
+"""About how long the source takes for the inputs on which each graph is compared with it."""
+
+REAL_SAMPLES = 256
+"""At most so many of them are real ones."""
 
 
 class OptimizeGraph(Parameters, frozen=True, tag="optimize-graph"):
@@ -40,19 +49,16 @@ class OptimizeGraph(Parameters, frozen=True, tag="optimize-graph"):
 def optimize_graph(source: LoadedVariant, parameters: OptimizeGraph, job: JobContext) -> list[VariantFiles]:
     """Fuse attention, layer norm, GELU and more with every optimiser at hand; keep the fastest that is right."""
     from ..context import VariantFiles
-    from ..graphs.graph_optimization import Candidate, candidates, time_in_turns, verify
+    from ..graphs.graph_optimization import Candidate, answered, candidates, time_in_turns, verify
     from ..graphs.onnx_graph import is_portable, save_graph
-    from ..graphs.verification import run_graph, varying_outputs
+    from ..graphs.verification import varying_outputs
 
     model = job.model
-    sizes = (model.fixed_batch,) if model.fixed_batch else (2, 3)
-    batches = [model.example(size, seed=size) for size in sizes]
-    reference, varying = run_graph(source.path, batches), varying_outputs(source.path)
+    batches, reference = answered(source.path, _inputs(model), VERIFYING_SECONDS, 2)
+    varying = varying_outputs(source.path)
     tried: list[Candidate] = []
-    for candidate in candidates(source.path):
+    for candidate in candidates(source.path, parameters.optimiser):
         job.progress(len(tried), 10, f"trying {candidate.name}")
-        if parameters.optimiser and candidate.name != parameters.optimiser:
-            continue
         if candidate.model is not None:
             verify(candidate, reference, batches, varying)
         tried.append(candidate)
@@ -77,6 +83,7 @@ def optimize_graph(source: LoadedVariant, parameters: OptimizeGraph, job: JobCon
         if parameters.optimiser:
             raise Refusal(f"{told}.")
         raise Refusal(f"No optimiser made {source.record.name} faster than ONNX Runtime does by itself. {told}.")
+    nodes = [node.name for node in best.model.graph.node if node.op_type in best.fused]
     files = save_graph(best.model, job.work / "model.onnx")
     fused = ", ".join(f"{count} {kind}" for kind, count in best.fused.items()) or "nothing by name"
     return [
@@ -85,10 +92,11 @@ def optimize_graph(source: LoadedVariant, parameters: OptimizeGraph, job: JobCon
             files=files,
             changed=Changed(
                 summary=f"{best.name}: fused {fused}; {best.ratio:.2f}× of the source, answers checked",
-                touched=tuple(node.name for node in best.model.graph.node if node.op_type in best.fused),
+                touched=tuple(nodes),
                 figures={
                     "optimiser": best.name,
                     "nodes": best.nodes,
+                    "compared_samples": sum(len(next(iter(batch.values()))) for batch in batches),
                     **{f"fused_{kind}": count for kind, count in best.fused.items()},
                     **{f"tried: {candidate.name}": candidate.failure or candidate.ratio for candidate in tried},
                 },
@@ -100,3 +108,11 @@ def optimize_graph(source: LoadedVariant, parameters: OptimizeGraph, job: JobCon
             target=source.record.target,
         )
     ]
+
+
+def _inputs(model: Model) -> Iterator[dict[str, Any]]:
+    """Made-up inputs of two sizes, then real ones where there are any."""
+    for size in (model.fixed_batch,) if model.fixed_batch else (2, 3):
+        yield model.example(size, seed=size)
+    if model.has_calibration_data:
+        yield from model.calibration_batches(batch_size=model.fixed_batch or 16, limit=REAL_SAMPLES)

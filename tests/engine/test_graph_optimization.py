@@ -1,15 +1,28 @@
 """Fused graphs: the same answers, attention as one node, and a sentence where nothing is won."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from technique_jobs import TOKENS, TRANSFORMER, apply, cosine, open_python, operators, run_technique
+from foreign_models import TORCHVISION
+from onnx import helper
+from technique_jobs import (
+    TOKENS,
+    TRANSFORMER,
+    apply,
+    cosine,
+    open_baseline,
+    open_python,
+    operators,
+    run_technique,
+)
 
 from engine.graphs.attention_fusion import fuse_attention
-from engine.graphs.graph_optimization import candidates, heads_and_width, time_in_turns, verify
+from engine.graphs.graph_optimization import architectures, candidates, heads_and_width, time_in_turns, verify
 from engine.graphs.onnx_graph import load_graph
 from engine.graphs.preparation import with_shapes
 from engine.graphs.verification import compare_outputs, run_graph
-from engine.protocol import Logged
+from engine.protocol import Logged, ModelSource
 from engine.techniques import Refusal
 
 PACKED = """
@@ -56,6 +69,21 @@ TOKENS_AND_MASK = (
     "{'tokens': torch.randint(0, 50, (batch_size, 9)), "
     "'attention_mask': torch.cat([torch.ones(batch_size, 5), torch.randint(0, 2, (batch_size, 4))], 1).long()}"
 )
+BERT = """
+from transformers import BertConfig, BertModel
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+                            intermediate_size=64, max_position_embeddings=32)
+        config._attn_implementation = "{attention}"
+        self.bert = BertModel(config)
+
+    def forward(self, tokens, attention_mask):
+        return self.bert(tokens, attention_mask=attention_mask).last_hidden_state
+"""
+SAMPLE = Path(__file__).parents[2] / "sample_models" / "vision_transformer.py"
 SEQUENCE = "torch.randn(batch_size, 9, 32)"
 
 
@@ -112,6 +140,58 @@ def test_a_flavour_that_cannot_run_is_dropped_and_the_job_goes_on(tmp_path, monk
     assert any(
         "attention fused is dropped: " in message.text for message in run.messages if isinstance(message, Logged)
     )
+
+
+@pytest.mark.parametrize(("attention", "optimiser"), [("eager", "attention"), ("sdpa", "onnxscript")])
+def test_every_attention_of_a_hugging_face_bert_fuses(tmp_path, attention, optimiser):
+    pytest.importorskip("transformers")
+    body = TORCHVISION + BERT.format(attention=attention)
+    exported = apply(open_python(tmp_path, body, TOKENS_AND_MASK), "export-onnx", tmp_path)
+    optimized = apply(exported, "optimize-graph", tmp_path, optimiser=optimiser)
+    figures = optimized.record.changed.figures
+    assert figures.get("fused_Attention", 0) + figures.get("fused_MultiHeadAttention", 0) == 2
+    assert cosine(exported, optimized) > 0.9999
+    run = run_technique(exported, "optimize-graph", tmp_path, least_gain=0)
+    assert any(
+        f"{optimiser}: " in message.text and "Attention" in message.text
+        for message in run.messages
+        if isinstance(message, Logged)
+    )
+
+
+def test_every_attention_of_the_sample_transformer_fuses(tmp_path):
+    source = open_baseline(ModelSource(path=str(SAMPLE), kind="python", sha256=""), tmp_path)
+    exported = apply(source, "export-onnx", tmp_path)
+    softmaxes = sum(node.op_type == "Softmax" for node in load_graph(exported.path).graph.node)
+    optimized = apply(exported, "optimize-graph", tmp_path, optimiser="attention")
+    figures = optimized.record.changed.figures
+    assert figures["fused_MultiHeadAttention"] == softmaxes > 0
+    assert figures["compared_samples"] > 100, "real samples beside the made-up ones"
+    assert cosine(exported, optimized) > 0.9999
+
+
+def test_a_graph_whose_first_nodes_read_nothing_has_heads_and_a_width_too(transformer):
+    model = with_shapes(load_graph(transformer.path))
+    constant = helper.make_node("Constant", [], ["unread"], "constant", value_float=1.0)
+    nodes = [constant, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    assert heads_and_width(model) == (2, 32)
+
+
+def test_the_architecture_whose_patterns_fuse_most_is_kept(tmp_path):
+    exported = apply(open_python(tmp_path, PACKED.format(bias=""), SEQUENCE), "export-onnx", tmp_path)
+    names = [candidate.name for candidate in candidates(exported.path)]
+    (chosen,) = [name for name in names if name.startswith("onnxruntime.transformers")]
+    assert chosen.rpartition(" ")[2] in architectures(load_graph(exported.path))
+    (again,) = candidates(exported.path, chosen)
+    assert again.name == chosen
+
+
+def test_an_optimiser_asked_for_by_name_runs_alone(transformer, monkeypatch):
+    monkeypatch.setattr("engine.graphs.graph_optimization._by_onnxscript", lambda source: pytest.fail("not asked for"))
+    (only,) = candidates(transformer.path, "onnxruntime")
+    assert only.name == "onnxruntime"
 
 
 def test_a_softmax_that_is_no_attention_is_left_alone(tmp_path):
