@@ -12,14 +12,13 @@ float graph comes with a 95 % interval. Accuracy is that on the labelled test da
 float graph's; a file passes when the whole interval of its drop lies within one percentage point. A tool's best is
 its fastest file that passes. The last table says how much faster Trimtab's best is than each peer's best.
 
-Takes 10 to 15 minutes on an idle machine with two cores; nothing here asserts.
+Goals: on each model at least as fast as the fastest peer (to 2 %, for equal files differ by that by chance), and at
+least 1.2 times as fast on most.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import hashlib
 import json
 import os
 import subprocess
@@ -27,7 +26,6 @@ import sys
 import tempfile
 import time
 import tomllib
-import venv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,15 +34,20 @@ import onnxruntime
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "sample_models")]
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "sample_models"), str(HERE)]
 
 import fashion_mnist  # noqa: E402
+from goals import MET, MISSED, Goals, arguments, product, verdict  # noqa: E402
+from peer_environments import PeerUnavailable, python_with  # noqa: E402
 
 from engine.measurements.statistics import Interval, mean_interval  # noqa: E402
 from engine.measurements.timing import Arm, log_ratio, time_rounds, warm_up  # noqa: E402
 
 LIMIT = 0.01
 """Largest accepted drop of accuracy."""
+
+WELL_AHEAD, TIE = 1.2, 0.02
+"""Goals: how much faster than the fastest peer on most models, and what is no difference."""
 
 BATCH_SIZES = (1, 8)
 
@@ -126,7 +129,7 @@ class Candidate:
 
 def main() -> int:
     """Quantize with every tool, time everything, print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, "10 to 15 minutes, and some to install the peers the first time,")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--seconds", type=float, default=6.0, help="to time one file at one batch size, about")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -134,6 +137,7 @@ def main() -> int:
     began = time.monotonic()
     environments = {peer: _environment(peer) for peer in PEERS}
     summary: list[str] = []
+    goals, leads = Goals(), dict[str, Interval]()
     for name in options.models:
         print(f"\n== {name}", flush=True)
         with tempfile.TemporaryDirectory() as place:
@@ -145,33 +149,30 @@ def main() -> int:
             for batch_size in BATCH_SIZES:
                 _time(usable, MODELS[name], batch_size, options.threads, options.seconds)
             print(_table(found))
-            summary += _against(name, [candidate for candidate in usable if candidate is not reference])
+            judged = [candidate for candidate in usable if candidate is not reference]
+            summary += _against(name, judged)
+            _judge(goals, leads, name, judged)
     print("\n== Trimtab's best that passes against each peer's best that passes (above 1: Trimtab is faster)")
     print("\n".join(summary))
     print(f"\n{time.monotonic() - began:.0f} s; {options.threads} threads; onnxruntime {onnxruntime.__version__}")
-    return 0
+    verdicts = [verdict(lead, WELL_AHEAD, float("inf")) for lead in leads.values()]
+    title = f"at least {WELL_AHEAD:g} × as fast as the fastest peer on most models"
+    told = ", ".join(f"{name} {lead.value:.2f}" for name, lead in leads.items())
+    needed = len(options.models) // 2 + 1
+    if verdicts.count(MET) >= needed or verdicts.count(MISSED) > len(options.models) - needed:
+        goals.counted(title, verdicts.count(MET) >= needed, told)
+    else:
+        goals.undecided(title, told or "nothing to compare")
+    return goals.judged()
 
 
 def _environment(peer: str) -> Path | str:
     """The Python of the peer's environment, made when it is not there; or why it cannot be made."""
     wanted = [package.format(onnxruntime=onnxruntime.__version__) for package in PEERS[peer][1]]
-    key = hashlib.sha256(repr((sys.version, wanted)).encode()).hexdigest()[:12]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trimtab" / "quantization-peers"
-    place = cache / f"{peer.lower().replace(' ', '-')}-{key}"
-    python, done = place / "bin" / "python", place / "installed"
-    if done.exists():
-        return python
-    print(f"installing {peer}: {', '.join(wanted)}", flush=True)
-    venv.create(place, with_pip=True, clear=True)
-    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
-    installed = subprocess.run(command, capture_output=True, text=True, check=False)
-    if installed.returncode:
-        lines = [line for line in installed.stderr.splitlines() if line.startswith("ERROR")]
-        return (
-            f"cannot be installed on Python {sys.version_info.major}.{sys.version_info.minor}: {' '.join(lines)[:300]}"
-        )
-    done.touch()
-    return python
+    try:
+        return python_with(peer.lower().replace(" ", "-"), *wanted, shared=())
+    except PeerUnavailable as reason:
+        return f"cannot be installed on Python {sys.version_info.major}.{sys.version_info.minor}: {str(reason)[:300]}"
 
 
 def _trimtab(name: str, place: Path) -> tuple[Path, list[Candidate]]:
@@ -334,6 +335,26 @@ def _against(name: str, candidates: list[Candidate]) -> Iterator[str]:
             f"{name:20} {ours.way:24} {ours.speed:5.2f}×   {peers:52} {'  '.join(cells)}   "
             f"together {np.exp(np.mean(logs)):.2f}"
         )
+
+
+def _judge(goals: Goals, leads: dict[str, Interval], name: str, candidates: list[Candidate]) -> None:
+    """Trimtab's best against the fastest of all peers, over the batch sizes together."""
+    title = f"{name}: at least as fast as the fastest peer within the limit"
+    passing = sorted((c for c in candidates if c.passes), key=lambda c: c.speed)
+    ours = next((c for c in reversed(passing) if c.tool == "Trimtab"), None)
+    best = next((c for c in reversed(passing) if c.tool != "Trimtab"), None)
+    if ours is None:
+        goals.counted(title, False, "Trimtab has no variant within the limit")
+    elif best is None:
+        goals.undecided(title, "no peer has a file within the limit, or none could be installed")
+    else:
+        ratios = []
+        for batch_size in BATCH_SIZES:
+            first, second = Arm("", lambda: None), Arm("", lambda: None)
+            first.rounds, second.rounds = best.rounds[batch_size], ours.rounds[batch_size]
+            ratios.append(Interval(*np.exp(log_ratio(first, second)).tolist()))
+        leads[name] = product(ratios)
+        goals.at_least(f"{title} ({best.tool})", leads[name], 1 - TIE)
 
 
 if __name__ == "__main__":

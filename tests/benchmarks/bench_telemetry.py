@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_telemetry.py
 
 Without a GPU the NVML part runs against the fake driver of tests/engine/fake_nvml.c with eight GPUs: that
-measures the binding and our code, not a real driver (which adds some milliseconds, mostly waiting).
+measures the binding and our code, not a real driver (which adds some milliseconds, mostly waiting). There is no goal.
 """
 
 import os
@@ -12,6 +12,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from goals import arguments
 
 SAMPLES = 400
 HZ = 2.0
@@ -58,4 +60,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    measure() if "inside" in sys.argv else main()
+    if "inside" in sys.argv:
+        measure()
+    else:
+        arguments(__doc__, "10 seconds").parse_args()
+        main()

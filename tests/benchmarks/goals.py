@@ -108,7 +108,8 @@ def arguments(document: str | None, takes: str) -> argparse.ArgumentParser:
 
 def product(intervals: list[Interval]) -> Interval:
     """The geometric mean of independent ratios, their intervals put together."""
-    logs = [np.log(interval) for interval in intervals]
+    with np.errstate(divide="ignore"):
+        logs = [np.log(interval) for interval in intervals]
     middle = float(np.mean([log[0] for log in logs]))
     below, above = (math.hypot(*(float(log[end] - log[0]) for log in logs)) / len(logs) for end in (1, 2))
     return Interval(math.exp(middle), math.exp(middle - below), math.exp(middle + above))

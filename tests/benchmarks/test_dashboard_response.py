@@ -106,12 +106,29 @@ def _read_until(controller: int, wanted: bytes) -> None:
             seen += os.read(controller, 65536)
 
 
-if __name__ == "__main__":
-    print(f"first paint {min(first_paint() for _ in range(5)):.3f} s (best of 5)")
+def main() -> int:
+    """The figures, judged."""
+    import numpy as np
+    from goals import Goals, arguments
+
+    from engine.measurements.statistics import resampled_interval
+
+    arguments(__doc__, "1 minute").parse_args()
+    goals = Goals()
+    paint = min(first_paint() for _ in range(5))
     print(f"key answered in {statistics.median(key_answers()) * 1000:.0f} ms (median), idle")
     with burning():
         answers = sorted(key_answers())
-    print(
-        f"key answered in {statistics.median(answers) * 1000:.0f} ms (median), {answers[-2] * 1000:.0f} ms (95 %), "
-        f"every core burning"
-    )
+    key = statistics.median(answers)
+    print(f"every core burning: {key * 1000:.0f} ms (median), {answers[-2] * 1000:.0f} ms (95 %)")
+    limit = FIRST_PAINT_LIMIT_SECONDS
+    goals.counted(f"first paint within {limit:g} s (best of 5)", paint < limit, f"{paint:.3f} s")
+    times = np.array(answers) * 1000
+    found = resampled_interval(lambda indices: float(np.median(times[indices])), len(times), 2000)
+    limit = KEY_LIMIT_SECONDS * 1000
+    goals.at_most(f"a key answered within {limit:.0f} ms while every core burns (median)", found, limit, 0, " ms")
+    return goals.judged()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
