@@ -4,7 +4,7 @@ A load test of a day ticks 350,000 times; a chart has four hundred dot columns. 
 there are more, neighbours in the older half become one, and what happened lately stays sharp. `x` is seconds since
 the first test of the job began (a search starts its tests one after the other; each counts from 0 by itself).
 
-Rates are requests a second, latencies milliseconds, shares 0 to 1; None is not known.
+Rates are requests a second, latencies milliseconds, shares 0 to 1, memory GiB, power watts; None is not known.
 """
 
 import collections
@@ -49,6 +49,11 @@ class Point(NamedTuple):
     gpu: float | None
     batch: float | None
     """Mean rows of a run."""
+    memory: float | None
+    """In use on the whole machine."""
+    gpu_memory: float | None
+    power: float | None
+    """Of the GPU."""
 
 
 class Moment(NamedTuple):
@@ -134,6 +139,9 @@ class LoadCourse:
                 cpu=tick.cpu,
                 gpu=tick.gpu,
                 batch=sum(size * count for size, count in sizes.items()) / runs if runs else None,
+                memory=gibibytes(tick.memory_bytes),
+                gpu_memory=gibibytes(tick.gpu_memory_bytes),
+                power=tick.power_w,
             )
         )
         if len(self.points) > MOST_POINTS:
@@ -305,6 +313,10 @@ def with_knobs(settings: LoadSettings, knobs: LoadKnobs) -> LoadSettings:
     return msgspec.structs.replace(settings, **{name: value for name, value in given.items() if value is not None})
 
 
+def gibibytes(size: int | None) -> float | None:
+    return None if size is None else size / 2**30
+
+
 def _mean(ticks: Iterable[LoadTick], name: str) -> float:
     spans = [(getattr(tick, name), tick.span_seconds) for tick in ticks]
     whole = sum(span for _, span in spans)
@@ -316,7 +328,7 @@ def _pairs(points: Sequence[Point]) -> Iterable[Sequence[Point]]:
 
 
 def _merged(points: Sequence[Point]) -> Point:
-    """Neighbours as one: rates and shares are means, latencies and the queue the worst."""
+    """Neighbours as one: rates, shares and power are means, latencies, the queue and memory the worst."""
     if len(points) == 1:
         return points[0]
     span = sum(one.span for one in points) or 1e-9
@@ -340,4 +352,7 @@ def _merged(points: Sequence[Point]) -> Point:
         cpu=mean("cpu"),
         gpu=mean("gpu"),
         batch=mean("batch"),
+        memory=worst("memory"),
+        gpu_memory=worst("gpu_memory"),
+        power=mean("power"),
     )

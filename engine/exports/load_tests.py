@@ -152,6 +152,7 @@ def test_document(session: Session, test: LoadTest) -> dict[str, Any]:
         "lag_ms": summary.lag_ms,
         "utilization": {
             "cpu": test.use.cpu,
+            "memory_bytes": test.use.memory_bytes,
             "gpu": test.use.gpu,
             "gpu_memory_bytes": test.use.gpu_memory_bytes,
             "power_w": test.use.power_w,

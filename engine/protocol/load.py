@@ -168,9 +168,12 @@ class LoadTick(Record):
     """Rows of a run → runs."""
     cpu: float | None = None
     """Busy share of all cores of the machine."""
+    memory_bytes: int | None = None
+    """In use on the whole machine."""
     gpu: float | None = None
     gpu_memory_bytes: int | None = None
     power_w: float | None = None
+    """Of the GPU."""
     marks: tuple[LoadMark, ...] = ()
     """New ones."""
 
@@ -185,9 +188,12 @@ class Percentile(Record):
 
 
 class Use(Record):
-    """What the machine gave for it: means over the measured part; None where it was not measured."""
+    """What the machine gave for it: means over the measured part; None where it was not measured. Of a server on
+    another machine nothing is: this one's figures would pass for its."""
 
     cpu: float | None = None
+    memory_bytes: int | None = None
+    """The most in use on the whole machine."""
     gpu: float | None = None
     gpu_memory_bytes: int | None = None
     """The most."""

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 from opened_models import baseline_of, job_on, linear_graph, opened, save_graph, write
+from served_models import serving
 
 from engine.context import JobContext, LoadedVariant
+from engine.measurements.load_test.live import is_loopback
 from engine.measurements.load_test.pool import request_pool
 from engine.measurements.load_test.running import LoadStage, load_of, read_trace, run_task
 from engine.models import ModelError
-from engine.protocol import LoadKnobs, LoadSearch, LoadSettings, LoadTest, LoadTick, Steer, TestLoad, Ticked, Took
+from engine.protocol import LoadKnobs, LoadSearch, LoadSettings, LoadTest, LoadTick, Steer, TestLoad, Ticked, Took, Use
 from engine.runtimes import RuntimeUnavailable, load
 from engine.runtimes.copies import ModelCopies
+from engine.serving.tensors import ServedTensor
 
 
 class Bench:
@@ -105,6 +108,40 @@ def test_ticks_tell_what_happened_and_add_up(bench: Bench) -> None:
     assert all(tick.cpu is not None and 0 <= tick.cpu <= 1 for tick in ticks)
     assert {tick.phase for tick in ticks} <= {"measuring", "draining"}
     assert all(sum(tick.batch_sizes.values()) for tick in ticks if tick.completed)
+    assert all(tick.memory_bytes for tick in ticks)
+    assert test.use.memory_bytes == max(tick.memory_bytes for tick in ticks)
+
+
+def test_what_this_machine_does_is_not_told_of_a_server_elsewhere(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(inputs=[ServedTensor("x", np.dtype(np.float32), (6,))]) as server:
+        near = bench.run(url=server.url, rate=50.0, seconds=1.0, warm_up_seconds=0.0)
+        assert near.use.cpu is not None
+        assert not any("another machine" in note for note in near.notes)
+        monkeypatch.setattr("engine.measurements.load_test.live.is_loopback", lambda url: False)
+        bench.sent.clear()
+        far = bench.run(url=server.url, rate=50.0, seconds=1.0, warm_up_seconds=0.0)
+    assert far.summary.completed > 20
+    assert far.use == Use()
+    assert bench.ticks
+    assert all(tick.cpu is tick.memory_bytes is tick.gpu is None for tick in bench.ticks)
+    assert "The server runs on another machine: what its processors did is not known here." in far.notes
+
+
+@pytest.mark.parametrize(
+    ("url", "here"),
+    [
+        ("http://127.0.0.1:8000", True),
+        ("grpc://localhost:1", True),
+        ("http://[::1]:8000/predict", True),
+        ("http://10.0.0.7:8000", False),
+        ("http://gpu-box:8000", False),
+        ("http://127.0.0.1.example.com", False),
+    ],
+)
+def test_which_server_is_on_this_machine(url: str, here: bool) -> None:
+    assert is_loopback(url) is here
 
 
 def test_knobs_turn_while_it_runs_and_leave_marks(bench: Bench) -> None:

@@ -16,7 +16,7 @@ from tui.loads import MOST_POINTS, Found, LoadCourse, load_in_words
 from tui.panes import load_figures, load_search
 from tui.panes.load_charts import Drawn, charts_of, cut, window_of
 from tui.panes.load_knobs import still_asked, turned
-from tui.panes.load_lines import Chart, Columns, Curve, Window, axis, draw, page, round_up, whole_window
+from tui.panes.load_lines import Chart, Columns, Curve, Window, axis, draw, page, round_up, title, whole_window
 
 
 def course_of(count: int, **more: Any) -> LoadCourse:
@@ -38,6 +38,30 @@ def test_a_tick_that_comes_twice_counts_once() -> None:
     assert course.completed == 20 * 100
     course.replace(loads.ticks(24))
     assert (len(course.points), course.completed) == (24, 24 * 100)
+
+
+def test_memory_and_power_are_on_the_same_axis_where_they_are_measured() -> None:
+    def titles(course: LoadCourse, other: LoadCourse | None = None) -> list[str]:
+        drawn = Drawn(course, running=True, other=other)
+        both = [Columns(one, 0.25) for one in (course, other) if one is not None]
+        charts = charts_of(drawn, both[0], both[1] if other else None, window_of(drawn), 80)
+        assert all(any(value is not None for value in curve.values) for chart in charts for curve in chart.curves)
+        return [text(title(chart)).strip() for chart in charts]
+
+    plain = titles(course_of(40))
+    assert not any("memory" in one or "power" in one for one in plain)
+    on_cpu = course_of(40, memory_bytes=12 * 2**30)
+    assert titles(on_cpu)[:-1] == plain
+    assert titles(on_cpu)[-1] == "memory GiB  ━ machine 12.0"
+    on_gpu = course_of(40, memory_bytes=12 * 2**30, gpu=0.5, gpu_memory_bytes=3 * 2**30, power_w=212.4)
+    assert titles(on_gpu)[-2:] == ["memory GiB  ┅ machine 12.0    ━ GPU 3.0", "GPU power W  ━ drawn 212"]
+    assert [one.split("  ")[0] for one in titles(on_gpu, on_gpu)][-3:] == [
+        "GPU memory GiB",
+        "memory GiB",
+        "GPU power W",
+    ]
+    elsewhere = titles(course_of(40, cpu=None))
+    assert not any("processors" in one for one in elsewhere)
 
 
 def test_ticks_that_came_while_the_history_was_read_stay() -> None:

@@ -5,10 +5,13 @@
     queue          ━ waiting 3
     mean batch     ━ rows 6.2
     use            ━ CPU 78 %      ┅ GPU 61 %
+    memory GiB     ━ GPU 3.1       ┅ machine 11.4
+    GPU power W    ━ 212
 
-As many as the height has room for; the rest come up with a key. With another run laid over it each chart has one curve
-of either. Textual sends a changed row from its widget's left edge, so the pane is cut into upright strips, each a
-widget of its own: a test that goes on costs the newest strip's cells and not the whole history.
+The last two, and the use, where they are measured: not of a server on another machine. As many as the height has room
+for; the rest come up with a key. With another run laid over it each chart has one curve of either. Textual sends a
+changed row from its widget's left edge, so the pane is cut into upright strips, each a widget of its own: a test that
+goes on costs the newest strip's cells and not the whole history.
 """
 
 from collections.abc import Callable
@@ -22,7 +25,7 @@ from engine.protocol import LoadTest
 
 from .. import figures
 from ..lines import Line, LineView, Span
-from ..loads import LoadCourse, Point
+from ..loads import LoadCourse, Point, gibibytes
 from ..text import clean, fit, width_of
 from .load_figures import mean_batch
 from .load_lines import LABEL, Chart, Columns, Curve, Window, axis, draw, page, whole_window
@@ -32,9 +35,6 @@ STRIPS = 12
 
 ROWS_MINIMUM = 4
 """A chart has at least so many rows, or there are fewer charts."""
-
-CHARTS = 5
-"""How many there are to choose from."""
 
 
 class Drawn(NamedTuple):
@@ -146,6 +146,21 @@ def charts_of(drawn: Drawn, mine: Columns, other: Columns | None, window: Window
     if mine.has("gpu"):
         use.insert(0, curve("gpu", "chart-gpu", figures.percent(now.gpu if now else None), "GPU"))
         use[1] = use[1]._replace(dotted=True)
+    memory = [curve("memory", "chart", _gib(now.memory if now else None), "machine")]
+    if mine.has("gpu_memory"):
+        memory[0] = memory[0]._replace(dotted=True)
+        memory.insert(0, curve("gpu_memory", "chart-gpu", _gib(now.gpu_memory if now else None), "GPU"))
+    measured = []
+    if mine.has("cpu") or mine.has("gpu") or not drawn.course.points:
+        measured.append(Chart("processors", "share", tuple(use)))
+    batches = Chart("batches", "zero", (curve("batch", "good", _rows(now.batch if now else None), "mean rows"),))
+    more = []
+    if mine.has("memory") or mine.has("gpu_memory"):
+        more.append(Chart("memory GiB", "zero", tuple(memory)))
+    if mine.has("power"):
+        more.append(
+            Chart("GPU power W", "zero", (curve("power", "warn", _watts(now.power if now else None), "drawn"),))
+        )
     waiting = drawn.course.newest is None or drawn.course.newest.queue_depth is not None
     return [
         Chart("throughput /s", "zero", tuple(rate)),
@@ -163,8 +178,9 @@ def charts_of(drawn: Drawn, mine: Columns, other: Columns | None, window: Window
             "zero",
             (curve("queue", "accent", _known(now.queue if now else None), "waiting" if waiting else "sent"),),
         ),
-        Chart("processors", "share", tuple(use)),
-        Chart("batches", "zero", (curve("batch", "good", _rows(now.batch if now else None), "mean rows"),)),
+        *measured,
+        batches,
+        *more,
     ]
 
 
@@ -173,13 +189,16 @@ def _compared(drawn: Drawn, mine: Columns, other: Columns, window: Window, count
     gpu = mine.has("gpu") and other.has("gpu")
     a = _now(drawn)
     b = figures_of(drawn.other_test) if drawn.other_test is not None else None
-    kinds: tuple[tuple[str, str, Literal["zero", "share", "log"], Callable[[float | None], str]], ...] = (
+    kinds: list[tuple[str, str, Literal["zero", "share", "log"], Callable[[float | None], str]]] = [
         ("achieved /s", "achieved", "zero", figures.per_second),
         ("p99 ms", "p99", "log", figures.milliseconds),
         ("queue", "queue", "zero", _known),
         ("GPU", "gpu", "share", figures.percent) if gpu else ("CPU", "cpu", "share", figures.percent),
         ("mean batch", "batch", "zero", _rows),
-    )
+    ]
+    for title, name in (("GPU memory GiB", "gpu_memory"), ("memory GiB", "memory"), ("GPU power W", "power")):
+        if mine.has(name) and other.has(name):
+            kinds.append((title, name, "zero", _watts if name == "power" else _gib))
     found = []
     for title, name, kind, written in kinds:
         shown = ["" if one is None else written(getattr(one, name)) for one in (a, b)]
@@ -250,6 +269,9 @@ def figures_of(test: LoadTest) -> Point:
         cpu=test.use.cpu,
         gpu=test.use.gpu,
         batch=mean_batch(test),
+        memory=gibibytes(test.use.memory_bytes),
+        gpu_memory=gibibytes(test.use.gpu_memory_bytes),
+        power=test.use.power_w,
     )
 
 
@@ -264,3 +286,11 @@ def _known(value: float | None) -> str:
 
 def _rows(value: float | None) -> str:
     return figures.UNKNOWN if value is None else f"{value:.1f}"
+
+
+def _gib(value: float | None) -> str:
+    return figures.UNKNOWN if value is None else f"{value:.1f}"
+
+
+def _watts(value: float | None) -> str:
+    return figures.UNKNOWN if value is None else f"{value:.0f}"

@@ -50,8 +50,9 @@ def live(course: LoadCourse, width: int, height: int) -> list[Line]:
         _now("in flight", figures.count(tick.outstanding)),
         _now("rejected", figures.count(course.rejected), "bad" if course.rejected else ""),
         _now("failed", figures.count(course.failed), "bad" if course.failed else ""),
-        _now("CPU %", percent(now.cpu)),
     ]
+    if now.cpu is not None:  # not of a server on another machine
+        lines.append(_now("CPU %", percent(now.cpu)))
     if tick.gpu is not None:
         lines.append(_now("GPU %", percent(tick.gpu)))
     if tick.gpu_memory_bytes is not None:
@@ -91,7 +92,8 @@ def ended(test: LoadTest, width: int, height: int) -> list[Line]:
         count = getattr(summary, name)
         if count or name == "rejected":
             lines.append(pair(name, figures.count(count), role="bad" if count else ""))
-    lines.append(pair("CPU", percent(use.cpu), "%"))
+    if use.cpu is not None:
+        lines.append(pair("CPU", percent(use.cpu), "%"))
     if use.gpu is not None:
         lines.append(pair("GPU", percent(use.gpu), "%"))
     if use.gpu_memory_bytes is not None:

@@ -31,6 +31,9 @@ SERIES: dict[str, Literal["mean", "most"]] = {
     "cpu": "mean",
     "gpu": "mean",
     "batch": "mean",
+    "memory": "most",
+    "gpu_memory": "most",
+    "power": "mean",
 }
 """What a column shows of the points that fall into it: a tail is not averaged away."""
 

@@ -41,7 +41,7 @@ from ..load_actions import LOAD_ACTIONS, LOAD_FOOTER
 from ..loads import Found, LoadCourse, decisive, found_by, knobs_of, load_jobs, with_knobs
 from ..panes import load_figures, load_search, load_status
 from ..panes.footer import FooterPane
-from ..panes.load_charts import CHARTS, Drawn, LoadChartsPane
+from ..panes.load_charts import Drawn, LoadChartsPane
 from ..panes.load_figures import LoadFiguresPane
 from ..panes.load_knobs import LoadKnobsPane, given, overlaid, still_asked, turned
 from ..table import LineTable
@@ -188,7 +188,7 @@ class LoadTestScreen(Screen[None]):
                 limit=limit,
                 open_loop=settings is None or (settings.concurrency is None and not settings.offline),
                 seconds=ZOOMS[self._zoom % len(ZOOMS)],
-                first=self._first % CHARTS,
+                first=self._first,
                 name=self.variant.name if self.variant else "this",
                 test=found.single if not running else None,
                 other=other,

@@ -6,9 +6,11 @@ effect with the next batch; each turn leaves a mark on the time axis.
 
 from __future__ import annotations
 
+import ipaddress
 import threading
 import time
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -34,6 +36,8 @@ class LiveTest:
         self.stage, self.settings, self.target, self.generator, self.phase = stage, settings, target, generator, phase
         self.stop_saturated = False
         self.turned = False
+        self.here = settings.url is None or is_loopback(settings.url)
+        """The model runs on this machine, so that what its processors do belongs to the test."""
         self._knobs = knobs_of(settings)
         self._samples: list[tuple[float, TelemetrySample]] = []
         self._backlog: list[tuple[float, int]] = []
@@ -113,6 +117,8 @@ class LiveTest:
     def _tick(self) -> None:
         figures = self.generator.look()
         sample = self.stage.telemetry.sample()
+        if not self.here:
+            sample = TelemetrySample(time=sample.time, cpu=None)
         self._samples.append((figures.time, sample))
         self._backlog.append((figures.time, figures.outstanding))
         depth, sizes = self._batches()
@@ -143,6 +149,7 @@ class LiveTest:
                     p99_ms=figures.p99_ms,
                     batch_sizes=sizes,
                     cpu=sample.cpu,
+                    memory_bytes=sample.memory_used_bytes,
                     gpu=gpu.utilisation if gpu else None,
                     gpu_memory_bytes=gpu.memory_used_bytes if gpu else None,
                     power_w=gpu.power_w if gpu else None,
@@ -199,12 +206,22 @@ class LiveTest:
         answered = completed * min(share, 1.0)
         return Use(
             cpu=_mean([one.cpu for one in samples]),
+            memory_bytes=max((one.memory_used_bytes for one in samples if one.memory_used_bytes), default=None),
             gpu=_mean([one.utilisation for one in gpus]),
             gpu_memory_bytes=max((one.memory_used_bytes for one in gpus if one.memory_used_bytes), default=None),
             power_w=power,
             energy_j=energy,
             energy_per_1000_requests_j=energy / answered * 1000 if energy is not None and answered else None,
         )
+
+
+def is_loopback(url: str) -> bool:
+    """The server at this address runs on this machine, for certain."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def knobs_of(settings: LoadSettings) -> LoadKnobs:

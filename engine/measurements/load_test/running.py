@@ -160,6 +160,8 @@ class LoadStage:
             notes += (f"Failed: {live.generator.errors[0]}.",)
         if live.turned:
             notes += ("Its settings were changed while it ran: the figures mix them.",)
+        if not live.here:
+            notes += ("The server runs on another machine: what its processors did is not known here.",)
         if settings.url is None:
             notes += (*others.note(), *self._shapes_note())
         return LoadTest(
