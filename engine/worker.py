@@ -138,6 +138,20 @@ def _perform(spec: JobSpec, outbox: Outbox, cancelled: threading.Event, hear: Ca
     return do_task(spec.task, job, model)
 
 
+def _refuse_unchanged(source: LoadedVariant, made: list[VariantFiles]) -> None:
+    """No variant is its parent under another name: raises Refusal for an ONNX graph that computes exactly the same."""
+    if source.record.format != "onnx":
+        return
+    from .graphs.fingerprint import fingerprint
+    from .graphs.onnx_graph import load_graph
+    from .techniques import Refusal
+
+    parent = fingerprint(load_graph(source.path))
+    for files in made:
+        if files.format == "onnx" and fingerprint(load_graph(files.files[0])) == parent:
+            raise Refusal(f"Nothing was changed: the graph that came out is that of {source.record.name}.")
+
+
 def do_task(task: Task, job: JobContext, model: Model) -> Finished:
     """The task's outcome. Raises what it raises; `explain` puts that in words."""
     match task:
@@ -152,6 +166,7 @@ def do_task(task: Task, job: JobContext, model: Model) -> Finished:
             made = chosen.function(job.variants[task.source], parameters, job)
             if not made:
                 raise RuntimeError(f"{task.technique} ended without a variant and without a reason")
+            _refuse_unchanged(job.variants[task.source], made)
             drafts = tuple(draft_of(files, job.work) for files in made)
             return Finished(variants=drafts, summary=made[0].changed.summary)
         case MeasureLatency():

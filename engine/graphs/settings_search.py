@@ -62,14 +62,18 @@ def settle(
         quantizer = quantizer_for(
             prepared, batches, changes, lambda share, what: watch(min(0.95, len(tried) / 8), what)
         )
-        answers = judge.answers(quantizer.quantize().model)
+        result = quantizer.quantize()
+        if not result.touched:  # it would be the float graph, and nearest of all
+            return
+        answers = judge.answers(result.model)
         tried.append(Tried(name, answers))
         noise = answers.difference.sqnr_db
         if best is None or noise > best[0] + WORTH_DB:
             best = noise, quantizer
 
     attempt("as given", settings)
-    assert best is not None
+    if best is None:
+        raise ValueError("with these settings nothing is quantized: see that before settling them")
     ranges = [
         ("mse", settings.percentile),
         ("percentile", 99.99),
