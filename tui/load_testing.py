@@ -31,6 +31,9 @@ from .headless import CANCELLED, attached, find_run, follow, print_result
 from .progress import printable
 from .sessions import UsageError
 
+LISTS = ("preferred_batch_sizes", "sweep_batch_sizes", "sweep_waits_ms", "sweep_instances")
+"""Options with several values, set apart by commas."""
+
 BEYOND_LIMIT = 3
 """Measured, but not what was asked for."""
 
@@ -44,7 +47,7 @@ def settings_of(options: argparse.Namespace) -> LoadSettings:
     for name in LoadSettings.__struct_fields__:
         value = getattr(options, "slo_p99" if name == "slo_p99_ms" else name, None)
         if value is not None:
-            raw[name] = value.split(",") if name.startswith("sweep_") else value
+            raw[name] = value.split(",") if name in LISTS else value
     if "trace" in raw:
         raw["trace"] = str(Path(raw["trace"]).absolute())
     try:

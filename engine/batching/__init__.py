@@ -6,7 +6,7 @@ ways to be turned away, and only workers and services batch.
 
 from typing import TYPE_CHECKING, Any
 
-from .policy import BatcherClosed, BatchPolicy, DeadlineExceeded, QueueFull, Rejected, RequestTooLarge
+from .policy import BatcherClosed, BatchPolicy, DeadlineExceeded, QueueFull, QueuePolicy, Rejected, RequestTooLarge
 
 if TYPE_CHECKING:
     from .batcher import DynamicBatcher
@@ -17,6 +17,7 @@ __all__ = [
     "DeadlineExceeded",
     "DynamicBatcher",
     "QueueFull",
+    "QueuePolicy",
     "Rejected",
     "RequestTooLarge",
 ]

@@ -33,6 +33,7 @@ from .policy import (
     BatchPolicy,
     DeadlineExceeded,
     QueueFull,
+    QueuePolicy,
     Rejected,
     RequestTooLarge,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "DeadlineExceeded",
     "DynamicBatcher",
     "QueueFull",
+    "QueuePolicy",
     "Rejected",
     "RequestTooLarge",
     "Totals",
@@ -74,7 +76,8 @@ class DynamicBatcher:
 
         The inputs must not be changed before the call ends; the outputs are the caller's. Raises what the model
         raises, a subclass of `Rejected` if it was not run, ValueError or TypeError for inputs that make no
-        sense. Cancelling the call takes the request out of the queue.
+        sense. `timeout_ms` shortens the policy's limit where the policy allows it, and never lengthens it (as in
+        Triton). Cancelling the call takes the request out of the queue.
         """
         executor, loop = self._executor, self._loop
         if executor is None or loop is None:
@@ -85,11 +88,12 @@ class DynamicBatcher:
             priority = policy.default_priority
         elif not 1 <= priority <= policy.priority_levels:
             raise ValueError(f"priority must be between 1 and {policy.priority_levels}, not {priority}")
-        limit = policy.default_timeout_ms
+        own = policy.of_priority(priority)
+        limit = own.default_timeout_ms
         if timeout_ms is not None:
             if timeout_ms <= 0:
                 raise ValueError(f"timeout_ms must be above 0, not {timeout_ms}")
-            if policy.allow_timeout_override:
+            if own.allow_timeout_override and (limit is None or timeout_ms < limit):
                 limit = timeout_ms
         deadline = FOREVER if limit is None else clock() + limit * 1e-3
         future: asyncio.Future[Arrays] = loop.create_future()

@@ -62,6 +62,8 @@ class BatchExecutor:
                 )
             elif self._queue.count >= policy.max_queue_size:
                 refusal = QueueFull(f"{policy.max_queue_size} requests wait already")
+            elif policy.priority_queue_policies:
+                refusal = self._full(request.priority)
             if refusal is not None:
                 request.status = REJECTED
                 self.statistics.left(now, REJECTED, accepted=False)
@@ -231,11 +233,21 @@ class BatchExecutor:
     def _expire(self, now: float) -> list[Request]:
         if self._queue.next_deadline() > now:
             return []
-        expired = self._queue.expire(now, delay=self.policy.timeout_action == "delay")
+        expired = self._queue.expire(now, self._delays)
         for request in expired:
             waited = (now - request.arrival) * 1e3
             self._end(request, EXPIRED, DeadlineExceeded(f"it waited {waited:.0f} ms, longer than its limit"), now)
         return expired
+
+    def _delays(self, priority: int) -> bool:
+        return self.policy.of_priority(priority).timeout_action == "delay"
+
+    def _full(self, priority: int) -> QueueFull | None:
+        """Why one more request of this priority may not wait."""
+        own = self.policy.priority_queue_policies.get(priority)
+        if own is None or own.max_queue_size is None or self._queue.count_of(priority) < own.max_queue_size:
+            return None
+        return QueueFull(f"{own.max_queue_size} requests of priority {priority} wait already")
 
     def _close_queue(self, reason: str) -> list[Request]:
         waiting = self._queue.remove_all()

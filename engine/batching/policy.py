@@ -9,6 +9,23 @@ from typing import Literal
 from msgspec import Struct
 
 
+class QueuePolicy(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the requests of one priority wait: Triton's `ModelQueuePolicy`. Raises ValueError when it makes no sense."""
+
+    default_timeout_ms: float | None = None
+    timeout_action: Literal["reject", "delay"] = "reject"
+    allow_timeout_override: bool = True
+    max_queue_size: int | None = None
+    """Requests of this priority that may wait; None: no limit but the one for all together."""
+
+    def __post_init__(self) -> None:
+        _demand_timeout(self.default_timeout_ms)
+        _demand(
+            self.max_queue_size is None or self.max_queue_size >= 1,
+            f"max_queue_size must be at least 1 or None, not {self.max_queue_size}",
+        )
+
+
 class BatchPolicy(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When a batch is sent and what may wait for it. Raises ValueError with a sentence when it makes no sense."""
 
@@ -34,9 +51,16 @@ class BatchPolicy(Struct, frozen=True, kw_only=True, omit_defaults=True):
     timeout_action: Literal["reject", "delay"] = "reject"
     """"reject": it fails with `DeadlineExceeded`. "delay": it goes behind those of its priority still in time."""
     allow_timeout_override: bool = True
-    """A request may bring its own time limit."""
+    """A request may bring its own time limit, where that is shorter than the default."""
+    priority_queue_policies: dict[int, QueuePolicy] = {}
+    """Priority → how its requests wait; one without an entry goes by the fields above. The words are those of Triton's
+    `priority_queue_policy`; `max_queue_size` above bounds all priorities together."""
     isolate_failures: bool = True
     """A batch that fails is run again by halves, so that only the request that is to blame fails."""
+
+    def of_priority(self, priority: int) -> "QueuePolicy | BatchPolicy":
+        """What holds the time limits of a priority."""
+        return self.priority_queue_policies.get(priority, self)
 
     def __post_init__(self) -> None:
         _demand(self.max_batch_size >= 1, f"max_batch_size must be at least 1, not {self.max_batch_size}")
@@ -48,14 +72,21 @@ class BatchPolicy(Struct, frozen=True, kw_only=True, omit_defaults=True):
             1 <= self.default_priority <= self.priority_levels,
             f"default_priority must be between 1 and priority_levels ({self.priority_levels})",
         )
-        _demand(
-            self.default_timeout_ms is None or self.default_timeout_ms > 0, "default_timeout_ms must be above 0 or None"
-        )
+        _demand_timeout(self.default_timeout_ms)
+        for priority in self.priority_queue_policies:
+            _demand(
+                1 <= priority <= self.priority_levels,
+                f"priority_queue_policies must be for priorities 1 to {self.priority_levels}, not {priority}",
+            )
         for size in self.preferred_batch_sizes:
             _demand(
                 1 <= size <= self.max_batch_size,
                 f"preferred batch size {size} must be between 1 and max_batch_size ({self.max_batch_size})",
             )
+
+
+def _demand_timeout(limit_ms: float | None) -> None:
+    _demand(limit_ms is None or limit_ms > 0, "default_timeout_ms must be above 0 or None")
 
 
 def _demand(holds: bool, sentence: str) -> None:

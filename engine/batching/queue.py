@@ -9,6 +9,7 @@ the others nor starves. Times are seconds of one monotonic clock, always passed 
 import heapq
 import itertools
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from .policy import BatchPolicy
@@ -222,14 +223,20 @@ class RequestQueue:
     def next_deadline(self) -> float:
         return self._deadlines[0][0] if self._deadlines else FOREVER
 
-    def expire(self, now: float, delay: bool = False) -> list[Request]:
-        """Take out the requests whose deadline has passed; with `delay` put them behind the others instead."""
+    def count_of(self, priority: int) -> int:
+        """Requests of this priority that wait."""
+        levels = (priority << 1, priority << 1 | 1)
+        return sum(len(line) for group in self._groups.values() for at in levels if (line := group.levels.get(at)))
+
+    def expire(self, now: float, delays: Callable[[int], bool] = lambda priority: False) -> list[Request]:
+        """Take out the requests whose deadline has passed; those of a priority that `delays` go behind the others of
+        theirs instead."""
         expired = []
         while self._deadlines and self._deadlines[0][0] <= now:
             request = heapq.heappop(self._deadlines)[2]
             if not self.remove(request):
                 continue
-            if delay:
+            if delays(request.priority):
                 request.level |= 1
                 request.deadline = FOREVER
                 self._groups[request.key].append(request)

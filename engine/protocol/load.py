@@ -78,6 +78,12 @@ class LoadSettings(Record):
     max_queue_size: Annotated[int, Meta(ge=1, le=10_000_000, description="one more waiting request is turned away")] = (
         4096
     )
+    preferred_batch_sizes: Annotated[
+        tuple[int, ...], Meta(description="rows at which a batch is sent at once, for models tuned to them")
+    ] = ()
+    priority_levels: Annotated[
+        int, Meta(ge=1, le=64, description="spread the requests over so many priorities; 1 is served first")
+    ] = 1
     timeout_ms: Annotated[float, Meta(gt=0, description="how long a request may wait in the queue")] | None = None
     rows_per_request: Annotated[int, Meta(ge=1, le=65_536, description="samples in one request")] = 1
     same_input: Annotated[bool, Meta(description="send one request again and again instead of the user's data")] = False

@@ -112,6 +112,12 @@ def _demand_sense(settings: LoadSettings, raw: dict[str, Any]) -> None:
         raise SessionError(
             f"{WORD}: a request of {settings.rows_per_request} rows fits no batch of {settings.max_batch_size}."
         )
+    if any(
+        size < 1 or not (settings.sweep or size <= settings.max_batch_size) for size in settings.preferred_batch_sizes
+    ):
+        raise SessionError(
+            f"{WORD}: preferred_batch_sizes must be between 1 and max_batch_size ({settings.max_batch_size}) each."
+        )
     if settings.sweep:
         for name, most in (("sweep_batch_sizes", 65_536), ("sweep_instances", 64)):
             if any(not 1 <= value <= most for value in getattr(settings, name)):
@@ -124,6 +130,8 @@ def _demand_sense(settings: LoadSettings, raw: dict[str, Any]) -> None:
         parts = urlsplit(settings.url)
         if parts.scheme not in ("http", "https", "grpc", "grpcs") or not parts.hostname:
             raise SessionError(f"{WORD}: url must be http://host:port or grpc://host:port, not {settings.url}.")
+        if settings.priority_levels > 1 or settings.preferred_batch_sizes:
+            raise SessionError(f"{WORD}: a server has its own priorities and preferred_batch_sizes: leave them out.")
         if settings.sweep:
             raise SessionError(f"{WORD}: a server's batching cannot be changed from here, so a sweep needs no url.")
 

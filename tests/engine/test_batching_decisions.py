@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.batching.policy import BatchPolicy
+from engine.batching.policy import BatchPolicy, QueuePolicy
 from engine.batching.queue import FOREVER, QUEUED, Request, RequestQueue, ServiceTimes
 
 
@@ -130,10 +130,28 @@ def test_what_waited_too_long_comes_out_and_the_rest_stays() -> None:
 def test_what_waited_too_long_goes_behind_the_others_if_the_policy_delays() -> None:
     queue = waiting((0.0, 1), deadline=0.1)
     waiting((0.0, 2), queue=queue, deadline=0.5)
-    assert queue.expire(0.2, delay=True) == []
+    assert queue.expire(0.2, delays=lambda priority: True) == []
     batch, _ = queue.take(0.2, ALWAYS)
     assert batch is not None
     assert rows_of(batch) == [2, 1]
+
+
+def test_each_priority_may_delay_or_reject_what_waited_too_long() -> None:
+    queue = waiting((0.0, 1), deadline=0.1, priority=1)
+    waiting((0.0, 2), queue=queue, deadline=0.1, priority=2)
+    waiting((0.0, 3), queue=queue, priority=1)
+    assert queue.count_of(1) == 2
+    assert [request.rows for request in queue.expire(0.2, delays=lambda priority: priority == 1)] == [2]
+    assert (queue.count_of(1), queue.count_of(2)) == (2, 0)
+    batch, _ = queue.take(0.2, ALWAYS)
+    assert batch is not None
+    assert rows_of(batch) == [3, 1]
+
+
+@pytest.mark.parametrize("wrong", [{"default_timeout_ms": 0}, {"max_queue_size": 0}])
+def test_a_queue_policy_that_makes_no_sense_says_so(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        QueuePolicy(**wrong)
 
 
 def test_served_requests_with_far_deadlines_are_forgotten() -> None:
@@ -259,6 +277,7 @@ def test_every_request_is_served_once_in_order_and_no_batch_is_too_large(
         ({"default_priority": 3, "priority_levels": 2}, "default_priority"),
         ({"default_timeout_ms": 0}, "default_timeout_ms"),
         ({"preferred_batch_sizes": (64,)}, "preferred batch size 64"),
+        ({"priority_queue_policies": {2: QueuePolicy()}}, "priorities 1 to 1, not 2"),
     ],
 )
 def test_a_policy_that_makes_no_sense_says_so(wrong: dict[str, Any], word: str) -> None:

@@ -16,6 +16,7 @@ from engine.batching import (
     DeadlineExceeded,
     DynamicBatcher,
     QueueFull,
+    QueuePolicy,
     RequestTooLarge,
 )
 
@@ -180,6 +181,36 @@ async def test_a_policy_may_forbid_time_limits_of_requests_own() -> None:
         await asyncio.sleep(0.02)  # longer than the limit that must not count
         model.open.set()
         assert (await soon(call))["y"].tolist() == [2]
+
+
+async def test_a_requests_own_time_limit_shortens_the_default_and_never_lengthens_it() -> None:
+    model = Gate()
+    async with behind_a_busy_model(model, default_timeout_ms=20) as (batcher, start):
+        [greedy] = await start(rows(1), timeout_ms=60_000)
+        with pytest.raises(DeadlineExceeded):
+            await soon(greedy)
+        model.open.set()
+        assert batcher.statistics.totals().by_status["expired"] == 1
+
+
+async def test_each_priority_waits_by_its_own_policy() -> None:
+    policies = {
+        1: QueuePolicy(max_queue_size=1),
+        2: QueuePolicy(default_timeout_ms=20),
+        3: QueuePolicy(default_timeout_ms=20, allow_timeout_override=False, timeout_action="delay"),
+    }
+    model = Gate()
+    async with behind_a_busy_model(model, priority_levels=4, priority_queue_policies=policies) as (_, start):
+        [first] = await start(rows(1), priority=1)
+        with pytest.raises(QueueFull, match="1 requests of priority 1 wait already"):
+            await (await start(rows(2), priority=1))[0]
+        [late] = await start(rows(3), priority=2)
+        [delayed] = await start(rows(4), priority=3, timeout_ms=1)
+        [plain] = await start(rows(5), priority=4)
+        with pytest.raises(DeadlineExceeded):
+            await soon(late)
+        model.open.set()
+        assert [(await soon(call))["y"].tolist() for call in (first, delayed, plain)] == [[2], [8], [10]]
 
 
 async def test_finished_requests_are_freed_without_a_garbage_collection() -> None:

@@ -14,7 +14,7 @@ from engine.batching.arrays import Arrays
 from engine.batching.executor import Deliver, clock
 from engine.batching.policy import BatchPolicy, QueueFull
 from engine.batching.queue import COMPLETED, FAILED, Batch, Request
-from engine.measurements.load_test.generator import LoadGenerator
+from engine.measurements.load_test.generator import LoadGenerator, priorities
 from engine.measurements.load_test.record import Record
 from engine.measurements.load_test.request import Load
 from engine.measurements.load_test.summary import summarise
@@ -169,6 +169,18 @@ def test_single_stream_is_one_after_the_other() -> None:
     _, record, summary = run(Answering(), Load(arrivals="closed", requests=50))
     assert summary.scenario == "SingleStream"
     assert (record.sent[1:50] >= record.finished[:49]).all()
+
+
+def test_requests_are_spread_over_the_priorities_the_same_from_the_same_seed() -> None:
+    def sent(seed: int) -> list[int]:
+        target = Answering()
+        run(target, Load(arrivals="closed", requests=9000, seed=seed, priority_levels=3))
+        return [request.priority for request in target.seen]
+
+    first = sent(1)
+    assert first == sent(1) != sent(2)
+    assert first == priorities(Load(arrivals="closed", seed=1, priority_levels=3), 0, 9000).tolist()
+    assert [first.count(level) / 9000 for level in (1, 2, 3)] == pytest.approx([1 / 3] * 3, abs=0.03)
 
 
 def test_multi_stream_sends_several_samples_at_once_and_never_mixes_shapes() -> None:

@@ -16,7 +16,7 @@ from served_models import serving
 from engine.context import JobContext, LoadedVariant
 from engine.measurements.load_test.live import is_loopback
 from engine.measurements.load_test.pool import request_pool
-from engine.measurements.load_test.running import LoadStage, load_of, read_trace, run_task
+from engine.measurements.load_test.running import LoadStage, load_of, policy_of, read_trace, run_task
 from engine.models import ModelError
 from engine.protocol import LoadKnobs, LoadSearch, LoadSettings, LoadTest, LoadTick, Steer, TestLoad, Ticked, Took, Use
 from engine.runtimes import RuntimeUnavailable, load
@@ -158,6 +158,20 @@ def test_knobs_turn_while_it_runs_and_leave_marks(bench: Bench) -> None:
     assert last.knobs == LoadKnobs(concurrency=3, max_batch_size=2, max_wait_ms=0.0, instances=2, paused=False)
     assert max(map(int, last.batch_sizes), default=0) <= 2
     assert test.settings.max_batch_size == 8
+
+
+def test_preferred_sizes_and_priorities_reach_the_batcher_and_what_being_first_is_worth_is_said(bench: Bench) -> None:
+    policy = policy_of(LoadSettings(preferred_batch_sizes=(4, 64), priority_levels=3))
+    assert (policy.preferred_batch_sizes, policy.priority_levels) == ((4,), 3)
+    steering = bench.when_ticking(Steer(knobs=LoadKnobs(max_batch_size=2)))
+    test = bench.run(
+        concurrency=8, seconds=1.5, warm_up_seconds=0.0, max_batch_size=8, preferred_batch_sizes=(4,), priority_levels=2
+    )
+    steering.join()
+    assert [mark.text for mark in test.marks] == ["max batch 2"]  # a preferred size that fits no more is no obstacle
+    assert test.summary.failed == test.summary.rejected == 0
+    assert int(max(test.summary.batch_sizes, key=lambda size: test.summary.batch_sizes[size])) in (2, 4)
+    assert any(note.startswith("p99 by priority, 1 is served first: 1: ") and "2: " in note for note in test.notes)
 
 
 def test_a_knob_that_does_not_fit_is_refused_in_the_log_and_changes_nothing(bench: Bench) -> None:

@@ -35,6 +35,11 @@ def test_a_load_is_read_from_text_as_from_numbers() -> None:
         ({"sweep": True, "sweep_waits_ms": []}, "at least one batch size and one wait"),
         ({"rate": 1e7, "seconds": 86_400}, "864,000,000,000 requests; the times of each take 180 bytes"),
         ({"rate": 1e7}, "Lower the rate, or make it shorter"),
+        (
+            {"rate": 5, "preferred_batch_sizes": [8, 64]},
+            "preferred_batch_sizes must be between 1 and max_batch_size (32)",
+        ),
+        ({"rate": 5, "url": "http://x:1", "priority_levels": 2}, "a server has its own priorities"),
         ({"rate": 5, "url": "ftp://x"}, "http://host:port or grpc://host:port"),
         ({"sweep": True, "url": "http://x:1"}, "a server's batching cannot be changed"),
     ],

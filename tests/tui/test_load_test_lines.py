@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.protocol import LoadKnobs, LoadSettings, LoadTest
-from tui import load_form
+from tui import cli, load_form, load_testing
 from tui.lines import Line
 from tui.loads import MOST_POINTS, Found, LoadCourse, load_in_words
 from tui.panes import load_figures, load_search
@@ -255,3 +255,12 @@ def test_loads_in_words() -> None:
     assert load_in_words(loads.SETTINGS, LoadKnobs(rate=440.0)) == "poisson 440/s"
     assert load_in_words(LoadSettings(concurrency=16)) == "16 callers"
     assert load_in_words(LoadSettings(slo_p99_ms=20.0)) == "highest rate with p99 under 20 ms"
+
+
+def test_every_setting_can_be_given_on_the_command_line() -> None:
+    line = "load-test int8 --rate 5 --preferred-batch-sizes 8,16 --priority-levels 2 --seconds 10"
+    assert load_testing.settings_of(cli._parse(line.split())) == LoadSettings(
+        rate=5.0, preferred_batch_sizes=(8, 16), priority_levels=2, seconds=10.0
+    )
+    known = {name.replace("-", "_") for name in (*cli.LOAD_FLAGS, *cli.LOAD_OPTIONS)}
+    assert known - {"slo_p99"} | {"slo_p99_ms"} == set(LoadSettings.__struct_fields__)

@@ -254,6 +254,8 @@ def _differences(one: LoadTest, other: LoadTest, width: int) -> list[Line]:
         "max_wait_ms",
         "instances",
         "wait",
+        "preferred_batch_sizes",
+        "priority_levels",
         "rows_per_request",
         "seconds",
         "url",

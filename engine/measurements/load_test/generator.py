@@ -17,6 +17,7 @@ from array import array
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from ...batching.arrays import Arrays, describe
 from ...batching.executor import clock
@@ -70,6 +71,7 @@ class LoadGenerator:
         self._order = np.zeros(len(self.record.sent), np.int64)
         """Numbers of the settled requests, in the order they were."""
         self._drawn: list[int] = []
+        self._priorities: list[int] = []
         self._first_drawn = 0
         self._settled = 0
         self._looked = (0, 0, 0.0)
@@ -219,12 +221,13 @@ class LoadGenerator:
             self._draw(number)
         inputs, rows, key = self._pool[self._drawn[number - self._first_drawn]]
         load = self.load
+        priority = load.priority if load.priority_levels == 1 else self._priorities[number - self._first_drawn]
         deadline = FOREVER if load.timeout_ms is None else self._start + now + load.timeout_ms * 1e-3
         record.sent[number] = now
         record.rows[number] = rows
         record.count = number + 1
         try:
-            self._target.send(Request(inputs, rows, key, load.priority, deadline, None, number))
+            self._target.send(Request(inputs, rows, key, priority, deadline, None, number))
         except (Rejected, Dropped) as error:
             ended = isinstance(error, BatcherClosed)  # the model ended its thread: nobody will answer any more
             with self._lock:
@@ -239,6 +242,7 @@ class LoadGenerator:
         """For the requests from number `first` on; those before are forgotten, or a long run would hold millions."""
         self._first_drawn = first
         self._drawn = self._random.integers(len(self._pool), size=DRAWN_AT_ONCE).tolist()
+        self._priorities = priorities(self.load, first, first + DRAWN_AT_ONCE).tolist()
 
     def _wait_out_pause(self, schedule: Schedule, sent: int) -> None:
         began = self._now()
@@ -302,6 +306,17 @@ class LoadGenerator:
         sentence = f"{type(error).__name__}: {error}"
         if len(self.errors) < ERRORS_KEPT and sentence not in self.errors:
             self.errors.append(sentence)
+
+
+def priorities(load: Load, first: int, end: int) -> npt.NDArray[np.int64]:
+    """Those of the requests with numbers from `first` (a multiple of `DRAWN_AT_ONCE`) to below `end`."""
+    if load.priority_levels == 1:
+        return np.full(end - first, load.priority)
+    parts = [
+        np.random.Generator(np.random.PCG64([load.seed, 2, part])).integers(1, load.priority_levels + 1, DRAWN_AT_ONCE)
+        for part in range(first // DRAWN_AT_ONCE, -(-end // DRAWN_AT_ONCE))
+    ]
+    return np.concatenate(parts)[: end - first]
 
 
 def _stack(pool: list[Drawable], samples: int, random: np.random.Generator) -> list[Drawable]:

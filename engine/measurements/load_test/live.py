@@ -84,7 +84,9 @@ class LiveTest:
         fixed = stage.job.model.fixed_batch
         if fixed is not None and wanted.get("max_batch_size", fixed) != fixed:
             raise ValueError(f"the model takes batches of {fixed} only")
-        policy = msgspec.structs.replace(executor.policy, **wanted)
+        most = wanted.get("max_batch_size", executor.policy.max_batch_size)
+        preferred = tuple(size for size in self.settings.preferred_batch_sizes if size <= most)
+        policy = msgspec.structs.replace(executor.policy, **wanted, preferred_batch_sizes=preferred)
         before, more = stage.copies.held(), policy.instances != executor.policy.instances
         try:
             copies = stage.copies.runs(policy.instances) if more else None

@@ -37,6 +37,8 @@ class Load(Struct, frozen=True, kw_only=True, omit_defaults=True):
     slo_p99_ms: float | None = None
     """The limit for p99; what the generator's own lag is judged by."""
     priority: int = 1
+    priority_levels: int = 1
+    """Above 1 every request has a priority from 1 to this, drawn evenly, instead of `priority`."""
     timeout_ms: float | None = None
     """How long a request may wait in the queue."""
     drain_seconds: float = 30.0
@@ -72,6 +74,7 @@ class Load(Struct, frozen=True, kw_only=True, omit_defaults=True):
             "concurrency": self.concurrency,
             "burst_size": self.burst_size,
             "samples_per_request": self.samples_per_request,
+            "priority_levels": self.priority_levels,
         }
         for name, count in counts.items():
             if count < 1:

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from ...batching.policy import BatchPolicy
+from ...batching.queue import COMPLETED
 from ...context import JobCancelled, JobContext, LoadedVariant
 from ...models import ModelError
 from ...protocol import (
@@ -33,9 +34,10 @@ from ...runtimes.copies import ModelCopies
 from ...safety import clean_text
 from ...telemetry import Telemetry
 from ..conditions import OtherWork, conditions
-from .generator import LoadGenerator
+from .generator import LoadGenerator, priorities
 from .live import LiveTest
 from .pool import request_pool
+from .record import Record
 from .request import Load
 from .summary import summarise
 from .target import BatcherTarget, Target
@@ -158,6 +160,7 @@ class LoadStage:
             summary = target.with_server_figures(summary)
         if live.generator.errors and summary.failed:
             notes += (f"Failed: {live.generator.errors[0]}.",)
+        notes += _by_priority(record, load)
         if live.turned:
             notes += ("Its settings were changed while it ran: the figures mix them.",)
         if not live.here:
@@ -264,6 +267,7 @@ def load_of(settings: LoadSettings) -> tuple[Load, tuple[str, ...]]:
             trace_once=bool(trace) and settings.seconds is None,
             slo_p99_ms=settings.slo_p99_ms,
             timeout_ms=settings.timeout_ms,
+            priority_levels=settings.priority_levels,
         ), notes
     except ValueError as error:
         raise ModelError(f"This load cannot be sent: {error}.") from None
@@ -286,6 +290,21 @@ def _replayed(settings: LoadSettings, arrivals: int, span: float) -> tuple[float
     return asked, (f"The trace of {span:g} s was repeated {times:.3g} times to fill {asked:g} s.",) if times > 1 else ()
 
 
+def _by_priority(record: Record, load: Load) -> tuple[str, ...]:
+    """What being first is worth, where there are priorities."""
+    if load.priority_levels == 1 or not record.count:
+        return ()
+    used = slice(0, record.count)
+    counted = (record.status[used] == COMPLETED) & (record.scheduled[used] >= load.warm_up_seconds)
+    latency, levels = (record.finished[used] - record.scheduled[used]) * 1e3, priorities(load, 0, record.count)
+    parts = [
+        f"{level}: {np.quantile(latency[chosen], 0.99):.3g} ms"
+        for level in range(1, load.priority_levels + 1)
+        if (chosen := counted & (levels == level)).any()
+    ]
+    return (f"p99 by priority, 1 is served first: {', '.join(parts)}.",) if parts else ()
+
+
 def fitted(settings: LoadSettings, fixed_batch: int | None) -> tuple[LoadSettings, tuple[str, ...]]:
     """The settings as a model with this batch size can take them, and a sentence where they differ."""
     if fixed_batch is None or (settings.max_batch_size, settings.rows_per_request) == (fixed_batch, 1):
@@ -306,6 +325,8 @@ def policy_of(settings: LoadSettings) -> BatchPolicy:
         max_batch_size=settings.max_batch_size,
         max_wait_ms=settings.max_wait_ms,
         wait=settings.wait,
+        preferred_batch_sizes=tuple(size for size in settings.preferred_batch_sizes if size <= settings.max_batch_size),
+        priority_levels=settings.priority_levels,
         instances=settings.instances,
         max_queue_size=settings.max_queue_size,
     )
