@@ -55,7 +55,9 @@ def teach(source: LoadedVariant, parameters: Distill, job: JobContext) -> Varian
     )
     teaching = None
     if parameters.alpha > 0 or parameters.feature_weight > 0:
-        teaching = Teaching(teacher, parameters.alpha, parameters.temperature, parameters.feature_weight)
+        teaching = Teaching(
+            teacher, parameters.alpha, parameters.temperature, parameters.feature_weight, parameters.features
+        )
     outcome = train(student, data, objective, plan, course, stage="distillation", teaching=teaching)
     path = job.work / "model.pt"
     save_module(student.cpu(), path)

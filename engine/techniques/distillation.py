@@ -43,8 +43,12 @@ class Distill(Parameters, frozen=True, tag="distill"):
     learning_rate: Annotated[float, Meta(gt=0, description="peak learning rate (AdamW)")] = 2e-3
     weight_decay: Annotated[float, Meta(ge=0, le=1, description="pull of the weights towards zero")] = 0.05
     feature_weight: Annotated[
-        float, Meta(ge=0, le=100, description="weight of matching the features before the output layer; 0: not matched")
+        float, Meta(ge=0, le=100, description="weight of matching features inside the networks; 0: not matched")
     ] = 0.0
+    features: Annotated[
+        Literal["last", "blocks"],
+        Meta(description="which are matched: those before the output layer, or what each block gives as well"),
+    ] = "last"
     protect: Annotated[
         list[str], Meta(description="for a derived student: layers to keep as they are, by pattern")
     ] = []

@@ -1,7 +1,7 @@
 """Knowledge distillation during one stage of training.
 
 loss = alpha · T² · KL(teacher ‖ student) + (1 − alpha) · the user's loss (Hinton, Vinyals, Dean 2015), and as an option
-the match of the features before the output layer (in the manner of FitNets, Romero et al. 2015).
+feature_weight · the distance of what both hold on the way to their answers (`features`).
 
 Answers of the teacher are kept by a hash of the inputs they answer, so an answer never belongs to other inputs,
 whatever the user's data does from pass to pass. They stay on the device of the training.
@@ -10,15 +10,14 @@ whatever the user's data does from pass to pass. They stay on the device of the 
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from ..models import ModelError
 from ..models.tensors import tensors_by_path
 from .data import TrainingData
+from .features import FeatureMatching
 from .losses import moved
 from .objectives import Objective
 from .precision import Precision
@@ -32,23 +31,27 @@ class Teaching:
     """What a teacher adds to the loss of one stage."""
 
     def __init__(
-        self, teacher: nn.Module, alpha: float = 0.5, temperature: float = 3.0, feature_weight: float = 0.0
+        self,
+        teacher: nn.Module,
+        alpha: float = 0.5,
+        temperature: float = 3.0,
+        feature_weight: float = 0.0,
+        features: Literal["last", "blocks"] = "last",
     ) -> None:
-        self.teacher, self.alpha, self.temperature, self.feature_weight = teacher, alpha, temperature, feature_weight
+        self.teacher, self.alpha, self.temperature = teacher, alpha, temperature
+        self.feature_weight, self.features = feature_weight, features
         self.trained_modules: list[nn.Module] = []
-        """The projection of the student's features, when they are matched and have another width."""
+        """The projections of the student's features, where they are matched and have another width."""
         self.cached = False
         """The teacher is asked only once for every batch."""
         self._kept: dict[bytes, Answers] = {}
         self._kinds: dict[str, Likeness] | None = None
-        self._hooks: list[Any] = []
-        self._features: dict[str, torch.Tensor] = {}
+        self._matching: FeatureMatching | None = None
 
     def prepare(self, student: nn.Module, data: TrainingData, objective: Objective, device: torch.device) -> None:
         """Called once before the first step. Decides what is compared how, and whether answers can be kept.
 
-        Raises ModelError when the student answers in another shape, and when features are to be matched and one of the
-        two has no output layer to look before.
+        Raises ModelError when the student answers in another shape, and when features are to be matched and cannot be.
         """
         self._objective = objective
         self.teacher.to(device).eval().requires_grad_(False)
@@ -62,7 +65,10 @@ class Teaching:
         per_batch = sum(tensor.element_size() * tensor.numel() for tensor in theirs.values())
         self.cached = not self.feature_weight and per_batch * data.steps <= CACHE_BYTES and data.repeats
         if self.feature_weight:
-            self._watch_features(student, sample, device)
+            self._matching = FeatureMatching(
+                student, self.teacher, lambda module: objective.forward(module, sample), self.features == "blocks"
+            )
+            self.trained_modules = self._matching.trained_modules
 
     def key(self, inputs: Any) -> bytes | None:
         """What the answers to these inputs are kept by (cheapest on the CPU); None where none are kept."""
@@ -91,66 +97,24 @@ class Teaching:
         loss = self.alpha * self.distance(outputs, inputs, labels, key, precision)
         if hard is not None:
             loss = loss + (1 - self.alpha) * hard
-        if self.feature_weight:
-            loss = loss + self.feature_weight * self._feature_loss()
+        if self._matching is not None:
+            loss = loss + self.feature_weight * self._matching.loss()
         return loss
 
     @property
-    def settings(self) -> tuple[float, float, float]:
-        """What it was made with beside the teacher: alpha, temperature, feature weight."""
-        return self.alpha, self.temperature, self.feature_weight
+    def settings(self) -> tuple[float, float, float, str]:
+        """What it was made with beside the teacher: alpha, temperature, feature weight, features."""
+        return self.alpha, self.temperature, self.feature_weight, self.features
 
     def close(self) -> None:
         """Take the hooks off the student and the teacher again."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        if self._matching is not None:
+            self._matching.close()
 
     def _keep(self, key: bytes, theirs: Answers) -> None:
         size = sum(tensor.element_size() * tensor.numel() for tensor in theirs.values())
         if (len(self._kept) + 1) * size <= 2 * CACHE_BYTES:  # data that does not repeat after all fills no memory
             self._kept[key] = theirs
-
-    def _watch_features(self, student: nn.Module, sample: Any, device: torch.device) -> None:
-        for role, module in (("student", student), ("teacher", self.teacher)):
-            layer = output_layer(module, self._objective, sample)
-
-            def keep(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], role: str = role) -> None:
-                self._features[role] = inputs[0] if inputs else named["input"]
-
-            self._hooks.append(layer.register_forward_pre_hook(keep, with_kwargs=True))
-            with torch.no_grad():
-                self._objective.forward(module, sample)
-        ours, theirs = self._features["student"].shape[-1], self._features["teacher"].shape[-1]
-        self._projection = nn.Linear(ours, theirs).to(device) if ours != theirs else nn.Identity()
-        self.trained_modules = [self._projection]
-
-    def _feature_loss(self) -> torch.Tensor:
-        """Mean squared distance of the normalised features: 0 for the same direction, at most 4."""
-        ours = F.normalize(self._projection(self._features["student"].float()), dim=-1)
-        theirs = F.normalize(self._features["teacher"].float(), dim=-1)
-        if ours.shape != theirs.shape:
-            raise ModelError("Features of student and teacher cannot be matched: set feature_weight = 0.")
-        return (ours - theirs).square().sum(-1).mean()
-
-
-def output_layer(module: nn.Module, objective: Objective, inputs: Any) -> nn.Linear:
-    """The linear layer called last. Raises ModelError when there is none."""
-    called: list[nn.Linear] = []
-    hooks = [
-        layer.register_forward_hook(lambda layer, *_: called.append(layer))
-        for layer in module.modules()
-        if isinstance(layer, nn.Linear)
-    ]
-    try:
-        with torch.no_grad():
-            objective.forward(module, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not called:
-        raise ModelError("Feature matching needs a linear output layer in both networks: set feature_weight = 0.")
-    return called[-1]
 
 
 def _digest(inputs: Any) -> bytes:
