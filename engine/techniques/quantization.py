@@ -123,7 +123,7 @@ def refuse_static(
 ) -> str | None:
     """Already quantized, or nothing that has a static kernel."""
     operators = set(model.operators)
-    if operators and not operators & {"Conv", "MatMul", "Gemm"}:
+    if operators and not operators & {"Conv", "MatMul", "Gemm", "FusedConv", "FusedMatMul", "FusedGemm"}:
         return f"Static quantization does nothing for {variant.name}: it has no convolution and no matrix product."
     return _already(variant)
 
@@ -242,6 +242,7 @@ def _fastest(
 )
 def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobContext) -> list[VariantFiles]:
     """Fix the ranges of activations on calibration data, so that whole chains of layers run in integers."""
+    from ..graphs.more_exact import more_exact
     from ..graphs.sensitivity import Judge, search
     from ..graphs.settings_search import quantizer_for, settle
     from ..graphs.static_recipe import Settings
@@ -288,14 +289,28 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
         job.log("; ".join(way.sentence() for way in tried))
         figures |= {f"tried: {way.name}": round(way.answers.difference.cosine, 6) for way in tried}
         parameters = _settled(parameters, quantizer.settings)
+    feed = job.model.example(job.model.fixed_batch or max(job.spec.batch_sizes))
     front = search(
         quantizer,
         judge,
         job.spec.limit,
-        job.model.example(job.model.fixed_batch or max(job.spec.batch_sizes)),
+        feed,
         lambda share, what: steps.at(4 + 5 * share, what),
         parameters.search == "always",
     )
+    if len(front) == 1 and front[0].within and parameters.search != "always":
+        exact, told = more_exact(
+            quantizer,
+            judge,
+            front[0],
+            None if target.device_class == "cuda" else feed,
+            job.spec.limit,
+            job.spec.threads,
+            lambda share, what: steps.at(6 + 3 * share, what),
+        )
+        job.log(told)
+        if exact is not None:
+            front = [*(front if exact.label else []), exact]
     variants = []
     for found in front:
         answers = found.answers

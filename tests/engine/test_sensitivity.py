@@ -39,11 +39,48 @@ def fragile(tmp_path_factory):
     return apply(open_python(directory, FRAGILE, IMAGE.replace("rand(", "randn(")), "export-onnx", directory)
 
 
-def test_a_network_that_bears_it_gives_one_variant_without_a_search(tmp_path):
+def test_a_network_that_bears_it_gives_one_variant_and_says_that_no_node_stands_out(tmp_path):
     source = apply(open_python(tmp_path, CONVOLUTIONAL, IMAGE), "export-onnx", tmp_path)
     run = run_technique(source, "quantize-static", tmp_path)
     assert len(run.variants) == 1
     assert run.variants[0].record.changed.figures["nodes_left_for_accuracy"] == 0
+    assert any("No few nodes make most of the error" in m.text for m in run.messages if isinstance(m, Logged))
+
+
+MORE = ", ".join(["nn.Conv2d(8, 8, 3, padding=1, bias=False)"] * 5)
+
+MILDER = (
+    FRAGILE.replace("1000", "60")
+    .replace("1e-4", "1e-3")
+    .replace("self.third = ", f"self.more = nn.Sequential({MORE}); self.third = ")
+    .replace("self.third(x)", "self.third(self.more(x))")
+)
+
+
+@pytest.mark.parametrize("speed", [0.95, 1.2, 0.7])
+def test_a_more_exact_variant_is_offered_where_few_nodes_make_most_of_the_error(tmp_path, monkeypatch, speed):
+    from engine.graphs import more_exact
+
+    monkeypatch.setattr(more_exact, "time_in_turns", lambda *_: [1.0, speed])
+    image = "torch.randn(batch_size, 3, 32, 32)"
+    source = apply(open_python(tmp_path, MILDER, image), "export-onnx", tmp_path)
+    plain = apply(source, "quantize-static", tmp_path, search="never")
+    run = run_technique(source, "quantize-static", tmp_path)
+    names = [variant.record.name for variant in run.variants]
+    said = next(m.text for m in run.messages if isinstance(m, Logged) and "left in float gain" in m.text)
+    assert "2 of 9 nodes left in float gain" in said
+    if speed == 0.7:
+        assert names == ["quantize-static"], "what it gains is not worth what it costs"
+        assert "no second variant" in said
+        return
+    exact = run.variants[-1].record.changed.figures
+    assert exact["nodes_left_for_accuracy"] == 2
+    assert exact["sqnr_db"] > plain.record.changed.figures["sqnr_db"] + 3
+    if speed == 1.2:
+        assert names == ["quantize-static"], "the plain graph is slower and less exact: nobody wants it"
+    else:
+        assert names == ["quantize-static", "quantize-static/exact"]
+        assert run.variants[0].path.read_bytes() == plain.path.read_bytes(), "the faster one is the plain graph"
 
 
 def test_the_fragile_node_is_left_in_float_and_the_answers_hold(fragile, tmp_path):
