@@ -361,3 +361,65 @@ def test_closing_frees_the_library_and_a_later_sample_opens_it_again(driver: Pat
         tmp_path,
     )
     assert [gpu["sm_occupancy"] for gpu in seen["last"]["gpus"]] == [0.42, 0.42]
+
+
+LOAD_TEST = """
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+from engine.batching import BatchPolicy
+from engine.measurements.load_test.generator import LoadGenerator
+from engine.measurements.load_test.live import LiveTest
+from engine.measurements.load_test.request import Load
+from engine.measurements.load_test.summary import summarise
+from engine.measurements.load_test.target import BatcherTarget
+from engine.protocol import LoadSettings
+
+def use_of(gpu):
+    '''Of a load of 200 requests/s while the GPU draws 400 W; `gpu`: what the driver answers after so many seconds.'''
+    ended, began = threading.Event(), time.monotonic()
+    gpus(gpu(0.0))
+
+    def go_on():
+        while not ended.wait(0.02):
+            gpus(gpu(time.monotonic() - began))
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    ticks = []
+    job = SimpleNamespace(spec=SimpleNamespace(device="cuda:0"), send=ticks.append)
+    stage = SimpleNamespace(job=job, telemetry=Telemetry())
+    load = Load(arrivals="constant", rate=200.0, seconds=3.0, warm_up_seconds=0.5)
+    settings = LoadSettings(arrivals="constant", rate=200.0, seconds=3.0, warm_up_seconds=0.5)
+    target = BatcherTarget(lambda inputs: {"y": inputs["x"]}, BatchPolicy(max_wait_ms=0.0))
+    generator = LoadGenerator(target, [{"x": np.ones((1, 2), np.float32)}], load)
+    live = LiveTest(stage, settings, target, generator, "")
+    record = live.run()
+    ended.set()
+    thread.join()
+    summary = summarise(record, load, generator.sending_ended)
+    stage.telemetry.close()
+    return {"use": live.use(summary.completed), "per_s": summary.achieved_per_s, "ticked": ticks[-2].tick.power_w}
+"""
+
+
+@pytest.mark.parametrize(
+    "gpu",
+    [
+        "without(power=400_000, energy=int(5e6 + 400_000 * seconds))",
+        'without("energy", power=400_000)',
+    ],
+    ids=["an energy counter", "power only"],
+)
+def test_the_energy_of_a_thousand_requests_is_what_the_gpu_drew_while_they_ran(
+    driver: Path, tmp_path: Path, gpu: str
+) -> None:
+    seen = run(f"{LOAD_TEST}\nshow(**use_of(lambda seconds: {gpu}))", driver, tmp_path)
+    use = seen["use"]
+    assert seen["per_s"] == pytest.approx(200, rel=0.05)
+    assert use["power_w"] == seen["ticked"] == 400.0
+    assert use["gpu_memory_bytes"] == 12 * 2**30
+    assert use["energy_j"] == pytest.approx(400 * 2.5, rel=0.25)  # of the measured part; the first tick is a while in
+    assert use["energy_per_1000_requests_j"] == pytest.approx(400 / seen["per_s"] * 1000, rel=0.1)
