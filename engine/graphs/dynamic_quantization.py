@@ -18,6 +18,7 @@ from .attention_products import take_out_product
 from .integer_attention import KEPT, projection
 from .integers import quantize_weights
 from .onnx_graph import Graph, attribute, element_count, float_weights, subgraphs_of
+from .unfusing import why_left
 
 SMALLEST_EMBEDDING = 1 << 12
 """Numbers in a table below which storing bytes brings nothing."""
@@ -81,7 +82,7 @@ def quantize_dynamically(
         if node.op_type == "Gather" and embeddings:
             rewrite = pass_.embedding
         if rewrite is None:
-            reason = _why_left(node)
+            reason = _why_left(node) or why_left(graph, node)
             if reason:
                 result.left[node.name] = reason
         elif node.name in excluded:

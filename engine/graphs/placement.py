@@ -28,6 +28,7 @@ import onnx
 
 from .dynamic_quantization import NO_KERNEL
 from .onnx_graph import Graph, attribute, subgraphs_of
+from .unfusing import why_left
 
 FLOAT = onnx.TensorProto.FLOAT
 
@@ -106,6 +107,8 @@ def place(graph: Graph, excluded: Collection[str] = (), symmetric: bool = False)
             plan.left[node.name] = NO_KERNEL.get(node.op_type, static)
         elif node.op_type == "ConvTranspose":
             plan.left[node.name] = "ConvTranspose has no integer kernel on a CPU"
+        elif fused := why_left(graph, node):
+            plan.left[node.name] = fused
     if symmetric:
         _place_for_gpu(graph, plan, excluded)
     else:

@@ -20,6 +20,7 @@ from .affine_folding import fold_affine
 from .onnx_graph import Graph, all_nodes, attribute, is_large, without_weights
 from .sessions import rewritten
 from .shape_folding import fold_shapes
+from .unfusing import unfuse
 
 KEPT_APART = ["MatMulAddFusion", "ConstantSharing"]
 """Optimisers left out. The first makes Gemm with reshapes around it of a MatMul with more than two axes; the
@@ -53,6 +54,7 @@ def prepare(
         _means_to_pooling(model)
     model = raise_opset(model, least_opset)
     name_nodes(model)
+    unfuse(model)
     model = with_shapes(model)
     fold_shapes(model)
     if fold:
