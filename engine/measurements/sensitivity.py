@@ -22,7 +22,7 @@ from ..structure.importance import squares, unit_scores
 from ..structure.network import CannotPrune, PrunableNetwork
 from ..structure.sensitivity import TRIAL_BATCHES, scan
 from ..training import held_out_accuracy, reestimate_batch_norm
-from ..training.data import TrainingData, batch_size
+from ..training.data import TrainingData
 from ..training.objectives import Objective
 from .conditions import OtherWork, processor_name
 
@@ -97,7 +97,7 @@ def scan_sensitivity(job: JobContext, variant: LoadedVariant) -> Sensitivity:
         created=time.time(),
         conditions=_conditions(job, data, others),
         accuracy=found["accuracy"],
-        samples=sum(batch_size(batch) for batch in data.held_out),
+        samples=data.held_out_samples,
         ratios=RATIOS,
         layers=layers,
         macs=found["macs"],

@@ -148,11 +148,6 @@ class TrainingData:
                 return
 
 
-def batch_size(batch: Batch) -> int:
-    """How many samples a batch has whose inputs have them along the first axis; see `TrainingData.rows` for others."""
-    return Rows().count(batch)
-
-
 def _begin(iterable: Any, seed: int, number: int) -> None:
     """Make what is iterated next pass `number`."""
     parts = [iterable]

@@ -10,6 +10,7 @@ Distillation"). Where widths differ a linear projection, trained along, leads fr
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -133,7 +134,7 @@ class FeatureMatching:
                 if found:
                     self._hold(role, name, found[which][places[which]], _first)
                 else:
-                    self._hold(role, name, module, lambda output, at=places[which] + 1: _hidden_states(output)[at])
+                    self._hold(role, name, module, functools.partial(_hidden_state, places[which] + 1))
         return names
 
     def _hold(self, role: str, name: str, module: nn.Module, part: Callable[[Any], torch.Tensor | None]) -> None:
@@ -185,6 +186,10 @@ def _called(layers: list[nn.Module], module: nn.Module, forward: Forward) -> dic
 def _first(output: Any) -> torch.Tensor | None:
     """The first float tensor of what a block gives: some give their attention, too."""
     return next((tensor for tensor in tensors_by_path(output).values() if tensor.is_floating_point()), None)
+
+
+def _hidden_state(index: int, outputs: Any) -> torch.Tensor:
+    return _hidden_states(outputs)[index]
 
 
 def _hidden_states(outputs: Any) -> list[torch.Tensor]:
