@@ -9,7 +9,8 @@ does not grow with the number of samples, because values go into histograms.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -23,6 +24,9 @@ Method = Literal["min-max", "percentile", "entropy", "mse"]
 
 BINS = 2048
 """Bins of a histogram between the smallest and largest value seen in the first pass."""
+
+WATCHED_BYTES = 512 << 20
+"""Values watched are fetched in groups of about this size: all of a detector's at once would be gigabytes."""
 
 LEVELS = 128
 """Levels the entropy method compares with: those of one half of a signed byte; an unsigned one has twice as many."""
@@ -50,6 +54,7 @@ class Calibrator:
         self._model = model
         self._batches = batches
         self._threads = threads
+        self._shapes: dict[str, onnx.ValueInfoProto] | None = None
 
     def ranges(
         self,
@@ -129,8 +134,44 @@ class Calibrator:
     ) -> Iterable[tuple[float, dict[str, np.ndarray]]]:
         batches = list(self._batches()) if names else []
         for index, batch in enumerate(batches):
-            outputs = session.run(list(names), {key: batch[key] for key in (i.name for i in session.get_inputs())})
-            yield (index + 1) / len(batches), dict(zip(names, outputs, strict=True))
+            inputs = {key: batch[key] for key in (value.name for value in session.get_inputs())}
+            groups = in_groups(self._sizes(names, inputs), WATCHED_BYTES)
+            for place, group in enumerate(groups):
+                outputs = session.run(group, inputs)
+                yield (index + (place + 1) / len(groups)) / len(batches), dict(zip(group, outputs, strict=True))
+
+    def _sizes(self, names: Sequence[str], inputs: Batch) -> dict[str, int]:
+        """Value → bytes it takes with these inputs, from inferred shapes; an unknown one counts as the largest known."""
+        axes: dict[str, int] = {}
+        for value in self._model.graph.input:
+            if value.name in inputs:
+                given = zip(value.type.tensor_type.shape.dim, inputs[value.name].shape, strict=False)
+                axes |= {axis.dim_param: size for axis, size in given if axis.dim_param}
+        if self._shapes is None:
+            graph = self._model.graph
+            self._shapes = {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}
+        found: dict[str, int | None] = {}
+        for name in names:
+            value = self._shapes.get(name)
+            known = value is not None and value.type.tensor_type.HasField("shape")
+            dims = value.type.tensor_type.shape.dim if value is not None and known else []
+            sizes = [axis.dim_value if axis.HasField("dim_value") else axes.get(axis.dim_param) for axis in dims]
+            found[name] = 4 * math.prod(size or 1 for size in sizes) if known and None not in sizes else None
+        largest = max((size for size in found.values() if size is not None), default=WATCHED_BYTES // 12)
+        return {name: largest if size is None else size for name, size in found.items()}
+
+
+def in_groups(sizes: Mapping[str, int], most: int) -> list[list[str]]:
+    """Names in their order, in groups that take at most so many bytes together (a larger one stands alone)."""
+    groups: list[list[str]] = []
+    room = 0
+    for name, size in sizes.items():
+        if not groups or size > room:
+            groups.append([])
+            room = most
+        groups[-1].append(name)
+        room -= size
+    return groups
 
 
 def observed_session(model: onnx.ModelProto, names: Sequence[str], threads: int = 0) -> onnxruntime.InferenceSession:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from engine.graphs.calibration import BINS, Calibrator, Range, entropy_range, percentile_range
 from engine.graphs.integers import activation_scale, dequantize_weights, quantize_weights
 from engine.graphs.onnx_graph import Graph, element_count, float_weights, load_graph, save_graph
+from engine.graphs.preparation import with_shapes
 from engine.graphs.verification import compare_outputs
 
 numbers = st.floats(-1e4, 1e4, width=32)
@@ -131,3 +133,34 @@ def test_the_noise_ratio_is_that_of_the_noise_put_in(noise):
     expected = 10 * np.log10((wanted.astype(float) ** 2).mean() / noise**2)
     assert found.sqnr_db == pytest.approx(expected, abs=0.2)
     assert found.maximum == pytest.approx(noise, rel=0.2)
+
+
+def test_calibration_fetches_no_more_at_once_than_the_memory_it_may_take(monkeypatch):
+    nodes = [helper.make_node("Relu", [f"v{index}"], [f"v{index + 1}"], f"n{index}") for index in range(9)]
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [helper.make_tensor_value_info("v0", TensorProto.FLOAT, ["batch", 250])],
+        [helper.make_tensor_value_info("v9", TensorProto.FLOAT, ["batch", 250])],
+    )
+    model = with_shapes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    del model.graph.value_info[3]  # a value of unknown shape counts as the largest
+    batches = [{"v0": np.full((4, 250), value, np.float32)} for value in (1, 2)]
+    names = [f"v{index}" for index in range(1, 10)]
+    everything = Calibrator(model, lambda: batches).ranges(names, "mse")
+    fetched: list[int] = []
+    real = onnxruntime.InferenceSession.run
+
+    def counted(session, names, feed):
+        outputs = real(session, names, feed)
+        fetched.append(sum(value.nbytes for value in outputs))
+        return outputs
+
+    monkeypatch.setattr("engine.graphs.calibration.WATCHED_BYTES", 12_000)
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", counted)
+    done: list[float] = []
+    assert Calibrator(model, lambda: batches).ranges(names, "mse", watch=done.append) == everything
+    assert len(fetched) == 12, "three groups for each of two batches in each of two passes"
+    assert max(fetched) == 12_000
+    assert done == sorted(done)
+    assert done[-1] == 1
