@@ -141,7 +141,7 @@ class Calibrator:
                 yield (index + (place + 1) / len(groups)) / len(batches), dict(zip(group, outputs, strict=True))
 
     def _sizes(self, names: Sequence[str], inputs: Batch) -> dict[str, int]:
-        """Value → bytes it takes with these inputs, from inferred shapes; an unknown one counts as the largest known."""
+        """Value → bytes it takes with these inputs, by inferred shapes; an unknown one counts as the largest known."""
         axes: dict[str, int] = {}
         for value in self._model.graph.input:
             if value.name in inputs:

@@ -231,8 +231,13 @@ class _Pass:
         if table is None or table.ndim != 2 or table.size < SMALLEST_EMBEDDING or attribute(node, "axis", 0) != 0:
             return ""
         base = node.input[0]
-        integers, scales = quantize_weights(table, 0, seven_bit=False)  # never multiplied with bytes: full range
-        rows = self.graph.add_constant(f"{base}_quantized", integers)
+        tied = self._rows_of_a_product(base)
+        if tied is not None:
+            rows, scales = tied
+        else:
+            integers, scales = quantize_weights(table, 0, seven_bit=False)  # never multiplied with bytes: full range
+            rows = self.graph.add_constant(f"{base}_quantized", integers)
+            self.quantized[base] = table.size
         row_scales = self.graph.add_constant(f"{base}_row_scale", scales.reshape(-1, 1))
         name, indices = node.output[0], node.input[1]
         taken, scale, real = (self.graph.unique(f"{name}_{part}") for part in ("bytes", "scale", "real"))
@@ -245,8 +250,15 @@ class _Pass:
                 helper.make_node("Mul", [real, scale], [name], self.graph.unique(f"{node.name}/dequantize")),
             ],
         )
-        self.quantized[base] = table.size
         return None
+
+    def _rows_of_a_product(self, table: str) -> tuple[str, np.ndarray] | None:
+        """(bytes, a scale for each row) of a table that a statically quantized product has too: stored once."""
+        rows, scales = f"{table}_quantized", self.graph.constant(f"{table}_scale")
+        stored, original = self.graph.constant(rows), self.graph.constant(table)
+        if stored is None or scales is None or original is None or stored.dtype != np.int8:
+            return None
+        return (rows, scales) if stored.shape == original.shape and scales.shape == original.shape[:1] else None
 
     def _product(
         self, node: onnx.NodeProto, left: str, weights: str, transposed: bool, alpha: float, bias: str | None

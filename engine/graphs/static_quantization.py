@@ -7,7 +7,7 @@ Weights are per output channel where the kernels allow it; a bias is 32 bits wit
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -69,14 +69,19 @@ def write_quantized(
     scales = _scales(plan, ranges, flavour)
     new_nodes: list[onnx.NodeProto] = []
     written = Written(model, scales, {}, 0)
+    sharing: dict[tuple[str, int | None], list[Anchor]] = {}
+    for anchor in plan.anchors.values():
+        sharing.setdefault((anchor.weight, anchor.axis), []).append(anchor)
     shared: dict[tuple[str, int | None], tuple[str, np.ndarray, np.ndarray]] = {}
+    counted: set[str] = set()
     for anchor in plan.anchors.values():
         node = nodes[anchor.name]
         key = (anchor.weight, anchor.axis)
         if key not in shared:
             given = (trained_scales or {}).get(anchor.name)
-            shared[key] = _write_weights(graph, anchor, scales[anchor.activation], flavour, new_nodes, given)
-            written.quantized_elements += shared[key][1].size
+            shared[key] = _write_weights(graph, sharing[key], scales, flavour, new_nodes, given)
+            written.quantized_elements += 0 if anchor.weight in counted else shared[key][1].size
+            counted.add(anchor.weight)
         dequantized, values, weight_scales = shared[key]
         written.weights[anchor.name] = values
         node.input[1] = dequantized
@@ -116,27 +121,31 @@ def _scales(plan: Plan, ranges: Mapping[str, Range], flavour: Flavour) -> dict[s
 
 def _write_weights(
     graph: Graph,
-    anchor: Anchor,
-    activation: Scale,
+    anchors: Sequence[Anchor],
+    activations: Mapping[str, Scale],
     flavour: Flavour,
     new_nodes: list[onnx.NodeProto],
     given: np.ndarray | None,
 ) -> tuple[str, np.ndarray, np.ndarray]:
-    """(name of the dequantized weight, its values, its scales)."""
+    """(name of the dequantized weight, its values, its scales), for all anchors that share it."""
+    anchor = anchors[0]
     weights = graph.constant(anchor.weight)
     assert weights is not None
     axis = anchor.axis if flavour.per_channel else None
     integers, scales = quantize_weights(
         weights, axis, flavour.seven_bit, flavour.clip_search, flavour.weight_bits, given
     )
-    bias = graph.constant(anchor.bias) if anchor.bias else None
-    if bias is not None and not flavour.float_bias:
-        # a channel of near-zero weights would need a bias beyond 32 bits: give it a larger scale
-        needed = np.abs(bias.reshape(-1)) / (float(activation.scale) * BIAS_LIMIT)
-        least = np.maximum(needed.max() if axis is None else needed, TINY).astype(np.float32)
-        if (least > scales).any():
-            scales = np.maximum(scales, least).astype(np.float32)
-            integers = np.rint(weights / along(scales, axis, weights.ndim)).astype(np.int8)
+    enough = scales
+    for one in () if flavour.float_bias else anchors:
+        bias = graph.constant(one.bias) if one.bias else None
+        if bias is not None:
+            # a channel of near-zero weights would need a bias beyond 32 bits: give it a larger scale
+            needed = np.abs(bias.reshape(-1)) / (float(activations[one.activation].scale) * BIAS_LIMIT)
+            least = np.maximum(needed.max() if axis is None else needed, TINY)
+            enough = np.maximum(enough, least).astype(np.float32)
+    if (enough > scales).any():
+        scales = enough
+        integers = np.rint(weights / along(scales, axis, weights.ndim)).astype(np.int8)
     name = graph.add_constant(f"{anchor.weight}_quantized", integers)
     scale = graph.add_constant(f"{anchor.weight}_scale", scales)
     zero = graph.add_constant(f"{anchor.weight}_zero_point", np.zeros(scales.shape, dtype=np.int8))
