@@ -40,6 +40,10 @@ CALIBRATION_IMAGES = 512
 """How many training images calibrate a static quantization: enough for stable ranges, read in 0.1 s."""
 
 
+VALIDATION_IMAGES = 2000
+"""How many training images are left out of fine-tuning and judge it."""
+
+
 @cache
 def images(split: str) -> np.ndarray:
     """All images of "train" or "test": uint8, (N, 28, 28), read-only."""
@@ -92,9 +96,24 @@ class Batches:
         return np.arange(len(labels(self.split))) if self._indices is None else self._indices
 
 
-def train_batches(sample_shape, batch_size=128, seed=0):
-    """The training images: shuffled, shifted, mirrored, partly erased."""
-    return Batches("train", batch_size, sample_shape, augment=True, seed=seed)
+@cache
+def validation_images() -> np.ndarray:
+    """Which training images judge the progress of later training: int64 (VALIDATION_IMAGES,), rising, always the same.
+
+    The shipped weights have seen them, so they look a little better on them than on the test images.
+    """
+    return np.sort(np.random.default_rng(2).choice(len(labels("train")), VALIDATION_IMAGES, replace=False))
+
+
+def train_batches(sample_shape, batch_size=128, seed=0, validation=True):
+    """The training images: shuffled, shifted, mirrored, partly erased. `validation`: without `validation_images`."""
+    indices = np.setdiff1d(np.arange(len(labels("train"))), validation_images()) if validation else None
+    return Batches("train", batch_size, sample_shape, indices=indices, augment=True, seed=seed)
+
+
+def validation_batches(sample_shape):
+    """`VALIDATION_IMAGES` training images, undistorted, which `train_batches` leaves out."""
+    return Batches("train", 250, sample_shape, indices=validation_images())
 
 
 def calibration_batches(sample_shape):

@@ -48,6 +48,10 @@ def train_data():
     return fashion_mnist.train_batches(SAMPLE_SHAPE)
 
 
+def validation_data():
+    return fashion_mnist.validation_batches(SAMPLE_SHAPE)
+
+
 def calibration_data():
     return fashion_mnist.calibration_batches(SAMPLE_SHAPE)
 

@@ -65,7 +65,7 @@ def train(schedule: Schedule) -> nn.Module:
     if any(isinstance(layer, nn.Conv2d) for layer in network.modules()):
         network = network.to(memory_format=torch.channels_last)  # a quarter faster in bfloat16
     batches = fashion_mnist.train_batches(
-        schedule.model_file.SAMPLE_SHAPE, batch_size=schedule.batch_size, seed=schedule.seed
+        schedule.model_file.SAMPLE_SHAPE, batch_size=schedule.batch_size, seed=schedule.seed, validation=False
     )
     optimizer = make_optimizer(network, schedule)
     rate = torch.optim.lr_scheduler.OneCycleLR(

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from engine.training.data import TrainingData
+
 FOLDER = Path(__file__).parents[2] / "sample_models"
 MEGABYTE = 1_000_000
 
@@ -76,7 +78,7 @@ def test_the_example_input_is_a_real_batch_and_always_the_same(model_file, netwo
         assert network(example).shape == (batch_size, 10)
 
 
-@pytest.mark.parametrize("name", ["train_data", "calibration_data", "test_data"])
+@pytest.mark.parametrize("name", ["train_data", "validation_data", "calibration_data", "test_data"])
 def test_data_come_in_batches_and_can_be_read_again(model_file, name):
     data = getattr(model_file, name)()
     for _ in range(2):
@@ -94,6 +96,21 @@ def test_training_data_are_shuffled_anew_in_each_pass_and_reproducible(model_fil
     (first, _), (second, _) = next(iter(data)), next(iter(data))
     assert not torch.equal(first, second)
     assert torch.equal(first, next(iter(model_file.train_data()))[0])
+
+
+class Functions:
+    """What training asks of an opened model file."""
+
+    def __init__(self, file):
+        self.train_data, self.function = file.train_data, lambda name: getattr(file, name, None)
+
+
+def test_what_judges_the_training_is_no_part_of_it(model_file, fashion_mnist):
+    trained, judging = model_file.train_data(), model_file.validation_data()
+    assert not set(trained._chosen()) & set(judging._chosen())
+    assert len(trained._chosen()) + len(judging._chosen()) == 30_000
+    assert sum(len(labels) for _, labels in judging) == fashion_mnist.VALIDATION_IMAGES
+    assert TrainingData(Functions(model_file)).held_out_exact
 
 
 def test_calibration_and_test_data_have_the_promised_sizes(model_file, fashion_mnist):
