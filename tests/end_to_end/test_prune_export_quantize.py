@@ -18,6 +18,9 @@ from {name} import *
 def train_data():
     return fashion_mnist.Batches("train", 64, SAMPLE_SHAPE, indices=range(768))
 
+def validation_data():
+    return fashion_mnist.Batches("train", 100, SAMPLE_SHAPE, indices=range(1000, 1200))
+
 def calibration_data():
     return fashion_mnist.Batches("train", 32, SAMPLE_SHAPE, indices=range(800, 864))
 
@@ -45,6 +48,9 @@ technique = "{quantization}"
 name = "int8"
 """
 
+BETWEEN_PROCESSES = 1.1
+"""The gains come from two jobs: what is drawn once a process (memory, threads' places) is in neither's interval."""
+
 QUANTIZATION = {
     "residual_cnn": "quantize-static",
     "vision_transformer": "quantize-static",
@@ -71,8 +77,9 @@ def test_every_sample_is_pruned_exported_and_quantized_and_the_table_shows_what_
     assert gain["ratio"] > 0
     assert over_parent["ratio"] > 0
     before = next(one for one in exported["measurements"] if one["runtime"] == int8["runtime"])
-    product = before["speedup"]["ratio"] * over_parent["ratio"]
-    assert gain["ratio"] == pytest.approx(product, rel=0.5), "the gain is that of the graph times that of INT8"
+    low, high = (before["speedup"][end] * over_parent[end] for end in ("low", "high"))
+    assert low <= BETWEEN_PROCESSES * gain["high"], "the gain is that of the graph times that of INT8"
+    assert gain["low"] <= BETWEEN_PROCESSES * high, "the gain is that of the graph times that of INT8"
 
     table = shell.trimtab("compare").stdout
     header = next(line for line in table.splitlines() if "over parent" in line)
