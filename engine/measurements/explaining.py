@@ -21,16 +21,13 @@ from ..runtimes import load
 from .causes import INTEGERS, Machine, Side, changes, main_cause
 from .conditions import OtherWork
 from .latency import speed_verdict
-from .layer_errors import kernel_cosine, layer_errors
+from .layer_errors import kernel_cosine, layer_errors, seven_bit_cosine
 from .onnxruntime_profile import name_nodes
 from .profiling import Profiled, profile_variant
 from .timing import Arm, log_ratio, time_rounds, warm_up
 
 BUDGET_SECONDS = 3.0
 """Rounds of timing both end about then."""
-
-SATURATED = 0.99
-"""Cosine between kernels and graph below which sums are said to saturate."""
 
 COMPARED_SAMPLES = 4
 """Samples whose values are compared layer by layer."""
@@ -58,9 +55,9 @@ def explain_variant(job: JobContext, task: ExplainVariant) -> Explanation:
     sentence, notes = cause.sentence, list(missing.values())
     saturation = _saturation(job, variant, task.runtime, after.operators, size)
     if saturation is not None:
-        cosine, text = saturation
+        harmful, text = saturation
         notes.append(text)
-        if cosine < SATURATED:
+        if harmful:
             sentence = f"{sentence.rstrip('.')}; and {text[0].lower()}{text[1:]}"
     layers, why_none = _layers(job, variant, against, size)
     for name, one in ((variant.record.name, after), (against.record.name, before)):
@@ -170,17 +167,19 @@ def _missing_on_gpu(device: str, used: set[str | None]) -> dict[str, str]:
 
 def _saturation(
     job: JobContext, variant: LoadedVariant, runtime: str, operators: tuple[OperatorTime, ...], size: int
-) -> tuple[float, str] | None:
-    """(cosine of the kernels with the graph, a sentence) where 8-bit weights meet a CPU that adds in 16 bits."""
+) -> tuple[bool, str] | None:
+    """(whether sums lose more than 7-bit weights would, a sentence), where 8-bit weights meet a CPU that adds in 16."""
     features = set(job.spec.processor.features)
     full = [one for one in operators if one.full_range and (one.operands or "").startswith("uint8")]
     if not full or job.spec.device != "cpu" or runtime != "onnxruntime" or features & {"vnni", "neon"}:
         return None
-    cosine = kernel_cosine(variant.path, job.model.example(min(size, COMPARED_SAMPLES)), job.spec.threads)
-    return cosine, (
+    inputs = job.model.example(job.model.fixed_batch or min(size, COMPARED_SAMPLES))
+    cosine = kernel_cosine(variant.path, inputs, job.spec.threads)
+    careful = seven_bit_cosine(variant.path, inputs, job.spec.threads)
+    return cosine < careful, (
         f"Weights of {len(full)} operators use all 8 bits, and without VNNI sums of u8×s8 saturate at 16 bits: the "
-        f"kernels' answers have cosine {cosine:.4f} with the graph's own. Quantize for cpu-avx2 or cpu-portable "
-        "(7-bit weights)."
+        f"kernels' answers have cosine {cosine:.4f} with the graph's own, where 7-bit weights would keep "
+        f"{careful:.4f}. Quantize for cpu-avx2 or cpu-portable (7-bit weights)."
     )
 
 

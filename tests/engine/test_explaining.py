@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from profile_jobs import GraphMaker, explain, graph_variant
+from profile_jobs import CHANNELS, GraphMaker, explain, graph_variant
 from technique_jobs import CONVOLUTIONAL, IMAGE, RECURRENT, ROWS, TOKENS, TRANSFORMER, VNNI, apply, open_python
 
 from engine.measurements import explaining, profiling
@@ -84,25 +84,64 @@ def test_every_third_pair_missing_is_named_by_node(tmp_path: Path) -> None:
     assert found.unfused[0].reason == "its result is not quantized: Sigmoid reads it in float"
 
 
+def test_pairs_that_are_not_fused_are_the_cause(tmp_path: Path) -> None:
+    plain, quantized = chain(between="Tanh"), chain("uint8", between="Tanh")
+    before = graph_variant(tmp_path, "plain", plain.model(last(plain)))
+    after = graph_variant(tmp_path, "int8", quantized.model(last(quantized)), before)
+    found = explain(tmp_path, after, before)
+    assert found.cause_kind == "unfused"
+    assert "3 of 3 quantized operators run in float" in found.cause
+    assert "Tanh stands between it and its QuantizeLinear" in found.cause
+
+
+def test_signed_times_signed_bytes_are_named_on_a_cpu_without_vnni(tmp_path: Path) -> None:
+    """As operators: in Q/DQ form ONNX Runtime (1.32) makes activations unsigned by itself on x86."""
+    plain, signed = chain(), GraphMaker()
+    signed.constant("s", np.float32(0.05))
+    signed.constant("z", np.int8(0))
+    value = signed.add("QuantizeLinear", ["x", "s", "z"], "x_q")
+    for index in range(3):
+        weights = signed.random.integers(-63, 64, (CHANNELS, CHANNELS, 3, 3)).astype(np.int8)
+        names = [value, "s", "z", signed.constant(f"w{index}", weights), "s", "z", "s", "z"]
+        value = signed.add("QLinearConv", names, f"conv{index}", pads=[1, 1, 1, 1])
+    signed.add("DequantizeLinear", [value, "s", "z"], "y")
+    before = graph_variant(tmp_path, "plain", plain.model(last(plain)))
+    after = graph_variant(tmp_path, "int8", signed.model(last(signed)), before)
+    found = explain(tmp_path, after, before, processor=NO_VNNI)
+    assert found.cause_kind == "signed-operands"
+    assert "3 operators multiply signed by signed bytes (int8×int8)" in found.cause
+    assert "Quantize activations as uint8" in found.cause
+
+
+@pytest.mark.parametrize("kernels", [0.995, 0.99999])
+def test_weights_that_saturate_are_named_where_seven_bits_would_be_nearer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernels: float
+) -> None:
+    """The kernels' distance is given here: on a processor with VNNI, where tests may run, nothing saturates."""
+    monkeypatch.setattr(explaining, "kernel_cosine", lambda *_: kernels)
+    plain, quantized = chain(), chain("uint8", full_range=True)
+    before = graph_variant(tmp_path, "plain", plain.model(last(plain)))
+    after = graph_variant(tmp_path, "int8", quantized.model(last(quantized)), before)
+    found = explain(tmp_path, after, before, processor=NO_VNNI)
+    assert ("without VNNI sums of u8×s8 saturate at 16 bits" in found.cause) is (kernels < 0.999)
+    assert any("where 7-bit weights would keep 0.99" in note for note in found.notes)
+    assert "saturate" not in explain(tmp_path, after, before, processor=VNNI).cause
+
+
 def test_one_float_operator_that_dominates_is_named(tmp_path: Path) -> None:
     def with_erfs(maker: GraphMaker) -> str:
         value = last(maker)
-        for index in range(30):
-            value = maker.add(
-                "Erf", [maker.add("Sqrt", [maker.add("Abs", [value], f"a{index}")], f"s{index}")], f"e{index}"
-            )
+        for index in range(60):
+            value = maker.add("Erf", [maker.add("Sigmoid", [value], f"s{index}")], f"e{index}")
         return value
 
     plain, quantized = chain(count=1), chain("uint8", count=1)
     before = graph_variant(tmp_path, "plain", plain.model(with_erfs(plain)))
     after = graph_variant(tmp_path, "int8", quantized.model(with_erfs(quantized)), before)
     found = explain(tmp_path, after, before)
-    floats = sum(one.time_ms for one in found.operators if one.precision == "float32")
-    assert floats > 0.5 * sum(one.time_ms for one in found.operators)
-    if found.speedup.ratio < 1.1:
-        assert found.cause_kind == "float-operators"
-        assert "stayed in float" in found.cause
-        assert "30 Erf" in found.cause
+    assert found.cause_kind == "float-operators"
+    assert "stayed in float" in found.cause
+    assert "60 Erf" in found.cause or "60 Sigmoid" in found.cause
 
 
 def test_a_model_too_small_to_matter_is_said_to_be(tmp_path: Path) -> None:
@@ -110,9 +149,8 @@ def test_a_model_too_small_to_matter_is_said_to_be(tmp_path: Path) -> None:
     before = graph_variant(tmp_path, "plain", plain.model(last(plain)))
     after = graph_variant(tmp_path, "int8", quantized.model(last(quantized)), before)
     found = explain(tmp_path, after, before, batch_size=1)
-    if found.speedup.ratio < 1.1:
-        assert found.cause_kind == "too-small"
-        assert "too small for this to matter" in found.cause
+    assert found.cause_kind == "too-small"
+    assert "too small for this to matter" in found.cause
 
 
 def test_what_the_processor_lacks_is_listed(tmp_path: Path) -> None:
