@@ -10,7 +10,6 @@ is asked for, and what waits to be read stays with its sender (HTTP/2's flow con
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -127,10 +126,10 @@ class GrpcDoor:
     async def _RepositoryIndex(self, request: Any, context: Any) -> Any:
         return CLASSES["RepositoryIndexResponse"](models=index(self._model))
 
-    async def _ModelInfer(self, messages: AsyncIterator[bytes], context: Any) -> Any:
+    async def _ModelInfer(self, messages: object, context: Any) -> Any:
         model = self._model
         try:
-            data = await self._message(messages)
+            data = await self._message(context)
             with self._held.room(len(data)):
                 asked = _asked(model, data)
                 del data  # the arrays are copies
@@ -141,15 +140,16 @@ class GrpcDoor:
             model.turned_away(problem)
             await context.abort(_code(problem), str(problem))
 
-    async def _message(self, messages: AsyncIterator[bytes]) -> bytes:
+    async def _message(self, context: Any) -> bytes:
         """The one message of a call. Raises Problem."""
         try:
             async with self._reading, asyncio.timeout(BODY_SECONDS):
-                return await anext(messages)
-        except StopAsyncIteration:
-            raise Problem(400, "No request came.") from None
+                data: bytes = await context.read()
         except TimeoutError:
             raise Problem(408, f"The request did not come within {BODY_SECONDS:g} s.") from None
+        if data is grpc.aio.EOF:
+            raise Problem(400, "No request came.")
+        return data
 
     async def _demand(self, name: str, version: str, context: Any) -> None:
         try:
