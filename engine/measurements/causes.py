@@ -68,6 +68,8 @@ class Cause:
 
 def main_cause(before: Side, after: Side, speedup: Ratio, unfused: Collection[Unfused], machine: Machine) -> Cause:
     """Why `after` is, or is not, faster than `before`."""
+    if not before.operators or not after.operators:
+        return _unseen(before, after)
     gained = speedup.ratio >= LITTLE_GAIN and speedup.verdict != "SLOWER"
     packed = _unpacked_weights(before, after)
     if not gained and packed and packed[0].milliseconds >= UNFUSED_SHARE * after.latency_ms:
@@ -295,6 +297,17 @@ def _less_work(before: Side, after: Side, gained: bool) -> Cause:
     if not gained:
         text += "; but the time does not depend on them here"
     return Cause("less-work", abs(before.latency_ms - after.latency_ms), text + ".")
+
+
+def _unseen(before: Side, after: Side) -> Cause:
+    """Where a profile has no operators: what is known all the same."""
+    blind = " and ".join(dict.fromkeys(one.runtime for one in (before, after) if not one.operators))
+    text = f"{_ms(before.latency_ms)} under {before.runtime} became {_ms(after.latency_ms)} under {after.runtime}"
+    if blind == "torch-compile":
+        text += "; torch.compile fuses operators into kernels of its own, which cannot be set beside layers"
+    else:
+        text += f"; {blind} tells no times by operator"
+    return Cause("runtime", abs(before.latency_ms - after.latency_ms), text + ".")
 
 
 def _other_runtime(before: Side, after: Side) -> Cause:

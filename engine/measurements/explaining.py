@@ -20,10 +20,11 @@ from ..protocol import ExplainVariant, Explanation, LayerError, OperatorTime, Ra
 from ..runtimes import load
 from .causes import INTEGERS, Machine, Side, changes, main_cause
 from .conditions import OtherWork
+from .float_twin import float_twin
 from .latency import speed_verdict
 from .layer_errors import kernel_cosine, layer_errors, seven_bit_cosine
 from .onnxruntime_profile import name_nodes
-from .profiling import Profiled, profile_variant
+from .profiling import Profiled, profile_or_time
 from .timing import Arm, log_ratio, time_rounds, warm_up
 
 BUDGET_SECONDS = 3.0
@@ -39,8 +40,8 @@ def explain_variant(job: JobContext, task: ExplainVariant) -> Explanation:
     size = job.model.fixed_batch or task.batch_size
     others = OtherWork()
     speedup = _time_both(job, task, size)
-    after = profile_variant(job, variant, task.runtime, size)
-    before = profile_variant(job, against, task.against_runtime, size)
+    after = profile_or_time(job, variant, task.runtime, size)
+    before = profile_or_time(job, against, task.against_runtime, size)
     unfused: tuple[Unfused, ...] = ()
     if variant.record.format == "onnx":
         unfused = unfused_nodes(_named_graph(variant), after.operators, task.runtime)
@@ -187,16 +188,20 @@ def _layers(
     job: JobContext, variant: LoadedVariant, against: LoadedVariant, size: int
 ) -> tuple[tuple[LayerError, ...], str]:
     """The errors and, where there are none, why."""
-    if variant.record.format != "onnx" or against.record.format != "onnx":
-        return (), "Errors layer by layer need two ONNX graphs."
+    if variant.record.format != "onnx":
+        return (), f"Errors layer by layer need ONNX graphs, and {variant.record.name} is {variant.record.format}."
+    if against.record.format != "onnx" and variant.record.technique == "export-onnx":
+        return (), "An export computes what the module computes, layer by layer: only its outputs were compared."
     job.progress(3, 4, "comparing layer by layer")
     samples = job.model.fixed_batch or min(size, COMPARED_SAMPLES)
+    inputs = job.model.example(samples)
     try:
+        reference = against.path if against.record.format == "onnx" else float_twin(job, against, inputs)
         changed = variant.record.changed
         found = layer_errors(
             variant.path,
-            against.path,
-            job.model.example(samples),
+            reference,
+            inputs,
             job.spec.threads,
             work=job.work,
             quantized=changed.touched if changed is not None else (),
@@ -204,6 +209,8 @@ def _layers(
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         return (), f"Errors layer by layer could not be found: {text}"
+    if found and against.record.format != "onnx":
+        return found, f"Errors layer by layer are against {against.record.name}, exported and not trained further."
     return found, "" if found else "The two graphs share no value by name, so there are no errors layer by layer."
 
 

@@ -128,6 +128,22 @@ def profile_variant(job: JobContext, variant: LoadedVariant, runtime: str, size:
     return Profiled(_summed_up(shared), remainder_ms, held, latency_ms)
 
 
+def profile_or_time(job: JobContext, variant: LoadedVariant, runtime: str, size: int) -> Profiled:
+    """As `profile_variant`; under a runtime whose profile is not read, the latency alone and a note that says so."""
+    if runtime in PROFILED_RUNTIMES:
+        return profile_variant(job, variant, runtime, size)
+    job.progress(0, None, f"loading {variant.record.name} under {runtime}")
+    runner = load(variant, runtime, job.spec.device, job.spec.threads)
+    try:
+        latency_ms = 1000 * _median_seconds(runner.bind(job.model.example(size)))
+        runner.settle()
+        held = conditions(job, runner)
+    finally:
+        runner.close()
+    unread = f"Operators are not known: Trimtab reads no profile of {runtime}."
+    return Profiled((), latency_ms, msgspec.structs.replace(held, notes=(*held.notes, unread)), latency_ms)
+
+
 Read = tuple[list[OperatorTime], float | None]
 """The operators, and milliseconds of a call outside of them where the profiler tells (None: it does not)."""
 

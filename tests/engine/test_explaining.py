@@ -213,8 +213,30 @@ def test_an_export_is_explained_against_pytorch(tmp_path: Path) -> None:
     assert found.conditions.runtime == "onnxruntime"
     assert found.against_conditions.runtime == "pytorch"
     assert found.layers == ()
-    assert any("two ONNX graphs" in note for note in found.notes)
+    assert any("An export computes what the module computes" in note for note in found.notes)
     assert found.missing_features == ()
+
+
+def test_a_graph_made_of_a_module_is_compared_with_the_module_exported(tmp_path: Path) -> None:
+    baseline = open_python(tmp_path, CONVOLUTIONAL, IMAGE)
+    made = apply(apply(baseline, "export-onnx", tmp_path), "quantize-static", tmp_path, search="never")
+    found = explain(tmp_path, made, baseline, runtime="onnxruntime", against_runtime="pytorch")
+    assert {one.exclude for one in found.layers} >= {"stem.0/Conv", "depthwise/Conv", "pointwise/Conv", "head/Gemm"}
+    assert all(one.cosine > 0.98 for one in found.layers)
+    assert any("exported and not trained further" in note for note in found.notes)
+
+
+def test_what_has_no_profile_is_compared_by_its_time_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiling, "PROFILED_RUNTIMES", ("onnxruntime",))  # so that nothing has to be compiled
+    baseline = open_python(tmp_path, CONVOLUTIONAL, IMAGE)
+    exported = apply(baseline, "export-onnx", tmp_path)
+    found = explain(tmp_path, exported, baseline, runtime="onnxruntime", against_runtime="pytorch")
+    assert found.against_operators == ()
+    assert found.cause_kind == "runtime"
+    assert "pytorch tells no times by operator" in found.cause
+    assert any("reads no profile of pytorch" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("processor", [VNNI, NO_VNNI])
