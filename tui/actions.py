@@ -105,14 +105,6 @@ def needs_derived(situation: Situation) -> str | None:
     return None
 
 
-def needs_explainable(situation: Situation) -> str | None:
-    if reason := needs_variant(situation):
-        return reason
-    if situation.variant is not None and situation.variant.parent is None:
-        return "The baseline is what others are compared with: choose a variant made from it."
-    return None
-
-
 def needs_scannable(situation: Situation) -> str | None:
     if reason := needs_variant(situation):
         return reason
@@ -204,9 +196,9 @@ ACTIONS = (
         "explain",
         "w",
         "why?",
-        "Say why the chosen variant is, or is not, faster than the one it was made from.",
+        "Say why it is, or is not, faster than its parent; of the baseline: where time goes.",
         "Variant",
-        needs_explainable,
+        needs_variant,
         footer=False,
     ),
     Action(

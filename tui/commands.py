@@ -91,11 +91,12 @@ async def compare(app: "TrimtabApp") -> None:
 
 async def explain(app: "TrimtabApp") -> None:
     from .screens.explain import ExplainScreen
+    from .screens.profile import ProfileScreen
 
     variant = app.main.situation().variant
     assert variant is not None
-    assert variant.parent is not None
-    await app.push_screen(ExplainScreen(variant, variant.parent))
+    parent = variant.parent  # the baseline has none: it is faster than nothing, but its time goes somewhere
+    await app.push_screen(ProfileScreen(variant) if parent is None else ExplainScreen(variant, parent))
 
 
 async def sensitivity(app: "TrimtabApp") -> None:

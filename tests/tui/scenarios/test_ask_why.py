@@ -11,6 +11,8 @@ from engine.protocol import (
     MeasurementAdded,
     MeasureVariant,
     OperatorChange,
+    OperatorTime,
+    Profile,
     Ratio,
     Unfused,
 )
@@ -102,7 +104,30 @@ async def test_a_layer_that_was_never_quantized_is_not_left_in_float_once_more()
         assert not any(isinstance(one, ApplyTechnique) for one in seen.engine.asked)
 
 
-async def test_the_baseline_has_nothing_to_be_explained() -> None:
-    async with dashboard() as seen:
+async def test_of_the_baseline_one_sees_where_its_time_goes() -> None:
+    profile = Profile(
+        id="p1",
+        variant="v0",
+        job="j9",
+        created=scenes.NOW,
+        conditions=scenes.latency("v0", 8, 1.0, 1.0).conditions,
+        batch_size=8,
+        latency_ms=9.0,
+        operators=(
+            OperatorTime(name="stem\x1b[31m", type="Conv2d", time_ms=6.25, share=0.69, precision="float32"),
+            OperatorTime(name="head", type="Linear", time_ms=1.5, share=0.17),
+        ),
+        remainder_ms=1.25,
+        sentence="2 operators take 7.75 ms of the 9 ms a call takes.",
+    )
+    async with dashboard(size=(110, 40)) as seen:
         await seen.press("home", "w")
-        await seen.sees("The baseline is what others are compared with")
+        command = await seen.asked(MeasureVariant)
+        assert command.kinds == ("profile",)
+        await seen.sees("Where the time goes: baseline", "is being profiled")
+        seen.engine.push(MeasurementAdded(seq=0, measurement=msgspec.structs.replace(profile, variant=command.variant)))
+        await seen.sees(
+            "2 operators take 7.75 ms", "6.25", "69 %", "stem␛[31m", "Conv2d float32", "1.25", "around them"
+        )
+        await seen.press("escape")
+        await seen.sees("1 Variants")
