@@ -56,7 +56,8 @@ def more_exact(
         best, count = max(best, gain), 2 * count
         if gain < CLEARLY_DB:
             continue
-        found = Found("exact", result, names, answers, answers.within(limit))
+        within, slower = answers.within(limit), plain.for_speed
+        found = Found("exact", result, (*plain.in_float, *names), answers, within, slower)
         told = f"{len(names)} of {looked} left in float gain {gain:.1f} dB"
         if feed is None:
             return found, f"{told}; what that costs was not measured, because the target is not this processor."

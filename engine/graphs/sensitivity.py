@@ -5,14 +5,19 @@ quantized alone and once left in float alone (only the first shows a value that 
 a node that needs quantized neighbours); the larger noise is set against the time its integer kernel saves, both
 measured. Nodes then go back to float in the order of noise per time until the answers are near enough; a bisection
 over that order finds how many. All on calibration data: the labelled test data decides nothing here.
+
+Two graphs for each node would be hours on a large network, so the search has a budget of time. Where it does not reach,
+fewer samples are looked at, then nodes in blocks, of which the noisiest are split as long as time is left.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +25,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from .graph_optimization import time_in_turns
 from .onnx_graph import Graph
 from .sessions import open_session
 from .static_recipe import Quantizer, Result
@@ -33,6 +39,24 @@ LEAST_SAVING = 0.02
 
 ENOUGH_SAMPLES = 64
 """The error of single nodes is looked at on so many samples: twice as many graphs as nodes are run."""
+
+SEARCH_SECONDS = 300.0
+"""About how long the error of nodes is looked for, unless the caller says otherwise."""
+
+SLOWER = 1.2
+"""A node this many times slower in integers than in float is tried in float, whatever its error."""
+
+LEAST_NODE_SECONDS = 5e-5
+"""Times of single nodes below this are too uncertain for that."""
+
+AS_EXACT_DB = 0.5
+"""What it may lose in exactness: less is rounded, but errors no longer cancel as they did."""
+
+FASTER = 1.02
+"""The graph with those nodes in float is kept only when it is faster than this, measured in turns."""
+
+FIRST_LOOK = 0.6
+"""Share of that time for the first look at all blocks; the rest is for splitting the noisiest."""
 
 MOST_IN_FLOAT = 0.5
 """Share of the nodes that may go back; beyond it the graph is rather a float one."""
@@ -72,6 +96,8 @@ class Found:
     in_float: tuple[str, ...]
     answers: Answers
     within: bool
+    for_speed: tuple[str, ...] = ()
+    """Those of them that are in float because they are slower in integers."""
 
 
 class Judge:
@@ -112,22 +138,30 @@ class Judge:
 
 
 def search(
-    quantizer: Quantizer, judge: Judge, limit: float, feed: Batch, watch: Watch, always: bool = False
+    quantizer: Quantizer,
+    judge: Judge,
+    limit: float,
+    feed: Batch,
+    watch: Watch,
+    always: bool = False,
+    seconds: float = SEARCH_SECONDS,
 ) -> list[Found]:
     """The plain graph if its answers are near enough (and not `always`), else a front.
 
     The first of a front is the fastest within the limit; "exact" leaves twice as many nodes in float; "fast" none.
-    `limit`: largest share of changed answers. `feed`: inputs to time nodes with.
+    `limit`: largest share of changed answers. `feed`: inputs to time nodes with. `seconds`: about how long the errors
+    of nodes are looked for. Nodes that are measured to be slower in integers are in float in every graph of a CPU.
     """
     watch(0.0, "quantizing every node")
     plain = quantizer.quantize()
     if not plain.touched:
         return []
     answers = judge.answers(plain.model)
-    everything = Found(None, plain, (), answers, answers.within(limit))
+    plain, answers, slower = _without_slower(quantizer, judge, plain, answers, feed, watch)
+    everything = Found(None, plain, slower, answers, answers.within(limit), slower)
     if everything.within and not always:
         return [everything]
-    order = _order(quantizer, judge, plain, feed, watch)
+    order = _order(quantizer, judge, plain, feed, watch, seconds)
     most = max(1, int(len(order) * MOST_IN_FLOAT))
     tried: dict[int, Found] = {0: everything}
 
@@ -139,7 +173,7 @@ def search(
             if not result.touched:
                 return everything
             seen = judge.answers(result.model)
-            tried[count] = Found(None, result, names, seen, seen.within(limit))
+            tried[count] = Found(None, result, (*slower, *names), seen, seen.within(limit), slower)
         return tried[count]
 
     low, high = (0, most) if not everything.within else (-1, 0)
@@ -152,28 +186,97 @@ def search(
     front = [first]
     if exact.in_float != first.in_float and exact.answers.difference.sqnr_db > first.answers.difference.sqnr_db:
         front.append(dataclasses.replace(exact, label="exact"))
-    if first.in_float:
+    if first.in_float != everything.in_float:
         front.append(dataclasses.replace(everything, label="fast"))
     return front
 
 
-def _order(quantizer: Quantizer, judge: Judge, plain: Result, feed: Batch, watch: Watch) -> list[str]:
+def _without_slower(
+    quantizer: Quantizer, judge: Judge, plain: Result, answers: Answers, feed: Batch, watch: Watch
+) -> tuple[Result, Answers, tuple[str, ...]]:
+    """(the graph, its answers, which nodes went back to float because integers make them slower).
+
+    What a node takes by itself leaves out the pairs around it, so the whole graph has to be faster, too.
+    """
+    if quantizer.settings.symmetric:  # for a GPU: what is slow here says nothing
+        return plain, answers, ()
+    watch(0.02, "timing nodes in float and in integers")
+    slow, quick = node_times(quantizer.prepared, feed), node_times(plain.model, feed)
+    least = {name: max(SLOWER * slow.get(name, np.inf), LEAST_NODE_SECONDS) for name in quantizer.candidates()}
+    names = tuple(name for name, bound in least.items() if quick.get(name, 0.0) > bound)
+    other = quantizer.quantize(names) if names else plain
+    if not names or not other.touched:
+        return plain, answers, ()
+    seen = judge.answers(other.model)
+    if seen.difference.sqnr_db < answers.difference.sqnr_db - AS_EXACT_DB:
+        return plain, answers, ()
+    ratio = time_in_turns([plain.model, other.model], [feed], quantizer.settings.threads, seconds=1.0)[1]
+    if ratio < FASTER:
+        return plain, answers, ()
+    quantizer.leave(names, "left in float: it is slower in integers on this processor")
+    return quantizer.quantize(), seen, names
+
+
+def _order(
+    quantizer: Quantizer, judge: Judge, plain: Result, feed: Batch, watch: Watch, seconds: float = SEARCH_SECONDS
+) -> list[str]:
     """Quantized nodes, the one whose return to float brings most for its time first."""
-    names, judge = quantizer.candidates(), judge.on_fewer(ENOUGH_SAMPLES)
-    full = _noise(judge.answers(quantizer.simulate(()), simulated=True))
-    noises = []
-    for index, name in enumerate(names):
-        watch(0.1 + 0.6 * index / len(names), f"error of node {index + 1} of {len(names)}: {name}")
-        without = _noise(judge.answers(quantizer.simulate((name,)), simulated=True))
-        others = [other for other in names if other != name]
-        alone = _noise(judge.answers(quantizer.simulate(others), simulated=True))
-        noises.append(max(full - without, alone))
+    names = quantizer.candidates()
+    noise = dict.fromkeys(names, 0.0)
+    for value, block in _noises(quantizer, judge.on_fewer(ENOUGH_SAMPLES), names, watch, seconds):
+        noise |= dict.fromkeys(block, value / len(block))
     watch(0.7, "timing nodes in float and in integers")
     slow, quick = node_times(quantizer.prepared, feed), node_times(plain.model, feed)
     mean = sum(slow.values()) / max(len(slow), 1)
-    savings = [max(slow.get(name, 0.0) - quick.get(name, 0.0), LEAST_SAVING * mean) for name in names]
-    ranked = sorted(range(len(names)), key=lambda index: -noises[index] / savings[index])
-    return [names[index] for index in ranked]
+    savings = {name: max(slow.get(name, 0.0) - quick.get(name, 0.0), LEAST_SAVING * mean) for name in names}
+    return sorted(names, key=lambda name: -noise[name] / max(savings[name], 1e-12))
+
+
+def _noises(
+    quantizer: Quantizer, judge: Judge, names: Sequence[str], watch: Watch, seconds: float
+) -> list[tuple[float, list[str]]]:
+    """(noise, nodes that make it together), for every node; blocks of more than one where time was short."""
+    ends = time.monotonic() + seconds
+
+    def noise_of(sensitive: Sequence[str]) -> float:
+        return _noise(judge.answers(quantizer.simulate(sensitive), simulated=True))
+
+    def look(block: list[str]) -> tuple[float, list[str]]:
+        without = noise_of(block)
+        return max(full - without, noise_of([name for name in names if name not in set(block)])), block
+
+    began = time.monotonic()
+    full = noise_of(())
+    each = time.monotonic() - began
+    if 2 * each * len(names) > seconds:
+        judge = judge.on_fewer(1)
+        began = time.monotonic()
+        full = noise_of(())
+        each = time.monotonic() - began
+    size = max(1, math.ceil(2 * each * len(names) / (FIRST_LOOK * seconds))) if 2 * each * len(names) > seconds else 1
+    blocks = [list(names[start : start + size]) for start in range(0, len(names), size)]
+    found: list[tuple[float, list[str]]] = []
+
+    def tell(done: int, of: int, block: Sequence[str]) -> None:
+        what = block[0] if len(block) == 1 else f"{block[0]} and {len(block) - 1} more"
+        left = min(max(ends - time.monotonic(), 0.0), 2 * each * (of - done))
+        watch(0.1 + 0.6 * min(done / of, 1.0), f"error of {done + 1} of {of}: {what}; {left:.0f} s left")
+
+    for index, block in enumerate(blocks):
+        tell(index, len(blocks), block)
+        if index and time.monotonic() > ends:
+            break
+        found.append(look(block))
+    while time.monotonic() + 4 * each < ends:
+        worst = max((one for one in found if len(one[1]) > 1), key=lambda one: one[0], default=None)
+        if worst is None:
+            break
+        found.remove(worst)
+        half = len(worst[1]) // 2
+        for block in (worst[1][:half], worst[1][half:]):
+            tell(len(found), len(found) + 2, block)
+            found.append(look(block))
+    return found
 
 
 def _noise(answers: Answers) -> float:

@@ -8,6 +8,7 @@ network runs; what is left after it is for `sensitivity` to leave in float.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -26,8 +27,11 @@ WORTH_DB = 0.3
 ALPHA = 0.5
 """How much of a channel's size equalisation moves into the weights, when it is tried."""
 
-MOST_LAYERS = 200
-"""Networks with more layers are not corrected layer by layer: each costs a pass over the data."""
+SETTLE_SECONDS = 300.0
+"""After about so long no further way is tried, unless the caller says otherwise."""
+
+GRAPHS_LATER = 4
+"""Correcting layer by layer costs half a pass over the data for each, in every graph that is made later: so often."""
 
 Watch = Callable[[float, str], None]
 
@@ -51,13 +55,22 @@ def settle(
     settings: Settings,
     judge: Judge,
     watch: Watch = lambda share, what: None,
+    seconds: float = SETTLE_SECONDS,
 ) -> tuple[Quantizer, list[Tried]]:
-    """(a quantizer with the way that was best, every way tried in order; the first is `settings` as given)."""
+    """(a quantizer with the way that was best, every way tried in order; the first is `settings` as given).
+
+    After about so many seconds nothing further is tried. Biases are only measured layer by layer where the passes over
+    the data that this takes, once here and in each graph a search makes later, fit into the time.
+    """
+    ends = time.monotonic() + seconds
     tried: list[Tried] = []
     best: tuple[float, Quantizer] | None = None
 
     def attempt(name: str, changes: Settings) -> None:
         nonlocal best
+        if best is not None and time.monotonic() > ends:
+            watch(min(0.95, len(tried) / 8), f"no time is left to try {name}")
+            return
         watch(min(0.95, len(tried) / 8), f"trying {name}")
         quantizer = quantizer_for(
             prepared, batches, changes, lambda share, what: watch(min(0.95, len(tried) / 8), what)
@@ -78,6 +91,7 @@ def settle(
         ("mse", settings.percentile),
         ("percentile", 99.99),
         ("percentile", 99.9),
+        ("entropy", settings.percentile),
         ("min-max", settings.percentile),
     ]
     for method, percentile in ranges:
@@ -90,8 +104,11 @@ def settle(
     if not found.equalise and passages(Graph(prepared)):
         attempt("channels equalised", dataclasses.replace(best[1].settings, equalise=ALPHA))
     found = best[1].settings
+    began = time.monotonic()
+    judge.answers(best[1].quantize().model)
+    one_pass = time.monotonic() - began
     layers = sum(node.op_type in ("Conv", "Gemm") for node in prepared.graph.node)
-    if 0 < layers <= MOST_LAYERS and not found.measured_correction:
+    if layers > 0 and not found.measured_correction and layers * one_pass / 2 < seconds / GRAPHS_LATER:
         corrected = dataclasses.replace(found, bias_correction=True, measured_correction=True)
         attempt("biases measured layer by layer", corrected)
     return best[1], tried

@@ -118,6 +118,10 @@ class Quantizer:
             self._reasons |= dict.fromkeys(stuck, reason)
         return self._result(plan, written)
 
+    def leave(self, names: Collection[str], reason: str) -> None:
+        """Keep these nodes in float from now on."""
+        self._reasons |= dict.fromkeys(names, reason)
+
     def settled(self) -> tuple[Plan, dict[str, Range]]:
         """Where pairs go, without nodes found not to fuse by now, and the range of each value."""
         return self._plan(()), self._ranges

@@ -90,6 +90,9 @@ class QuantizeStatic(Parameters, frozen=True, tag="quantize-static"):
         Literal["when-needed", "always", "never"],
         Meta(description="look for the ranges and biases that cost least, then for the nodes to leave in float"),
     ] = "when-needed"
+    search_minutes: Annotated[
+        float, Meta(gt=0, description="about how long ways to quantize, and then nodes, are looked at one by one")
+    ] = 5.0
     synthetic: Annotated[
         bool, Meta(description="calibrate on made-up inputs when there is no data; accuracy is then not judged")
     ] = False
@@ -281,10 +284,10 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
     refuse_too_little(source, prepared, result)
     if parameters.search == "never":
         return [_static_variant(source, parameters, job, target, result, figures, None, (), "")]
-    judge = Judge(prepared, batches, job.spec.threads)
+    judge, seconds = Judge(prepared, batches, job.spec.threads), 60 * parameters.search_minutes
     if parameters.search == "always" or not judge.answers(result.model).within(job.spec.limit):
         quantizer, tried = settle(
-            prepared, batches, settings, judge, lambda share, what: steps.at(1.5 + 2.5 * share, what)
+            prepared, batches, settings, judge, lambda share, what: steps.at(1.5 + 2.5 * share, what), seconds
         )
         job.log("; ".join(way.sentence() for way in tried))
         figures |= {f"tried: {way.name}": round(way.answers.difference.cosine, 6) for way in tried}
@@ -297,7 +300,10 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
         feed,
         lambda share, what: steps.at(4 + 5 * share, what),
         parameters.search == "always",
+        seconds,
     )
+    if not front:
+        raise Refusal(nothing_quantized(source, result.left))
     if len(front) == 1 and front[0].within and parameters.search != "always":
         exact, told = more_exact(
             quantizer,
@@ -315,14 +321,18 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
     for found in front:
         answers = found.answers
         extra = figures | {
-            "nodes_left_for_accuracy": len(found.in_float),
+            "nodes_left_for_accuracy": len(found.in_float) - len(found.for_speed),
+            "nodes_left_for_speed": len(found.for_speed),
             "calibration_cosine": round(answers.difference.cosine, 6),
             "calibration_answers_changed": answers.changed,
         }
         note = ""
-        if found.in_float:
-            note = f"; {len(found.in_float)} sensitive nodes left in float: {', '.join(found.in_float[:3])}"
-            note += " …" if len(found.in_float) > 3 else ""
+        sensitive = [name for name in found.in_float if name not in found.for_speed]
+        if sensitive:
+            note = f"; {len(sensitive)} sensitive nodes left in float: {', '.join(sensitive[:3])}"
+            note += " …" if len(sensitive) > 3 else ""
+        if found.for_speed:
+            note += f"; {len(found.for_speed)} nodes left in float because they are slower in integers here"
         if not found.within:
             note += "; beyond the accuracy limit on the calibration data"
         job.log(f"{found.label or 'first'}: cosine {answers.difference.cosine:.5f}, changed {answers.changed}{note}")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from technique_jobs import CONVOLUTIONAL, IMAGE, apply, cosine, open_python, run_technique
 
-from engine.graphs.sensitivity import LEAST_COSINE, Answers, Judge, node_times
+from engine.graphs.sensitivity import LEAST_COSINE, Answers, Judge, _noises, node_times
 from engine.graphs.verification import Difference
 from engine.protocol import Logged
 
@@ -31,6 +31,12 @@ class Net(nn.Module):
         x = torch.relu(self.fragile(wide))
         return self.head(torch.relu(self.third(x)).amax((2, 3))) + 1e-4 * wide.amax((2, 3))[:, :6]
 """
+
+
+@pytest.fixture(autouse=True)
+def no_choice_by_chance(monkeypatch):
+    """Times of graphs as small as these are chance: no node goes back to float for its speed unless a test says so."""
+    monkeypatch.setattr("engine.graphs.sensitivity.SLOWER", float("inf"))
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +143,77 @@ def test_nodes_are_timed_by_their_names(fragile):
     times = node_times(load_graph(fragile.path), fragile.model.example(4))
     assert {"first/Conv", "fragile/Conv", "third/Conv", "head/Gemm"} <= set(times)
     assert all(np.isfinite(seconds) and seconds >= 0 for seconds in times.values())
+
+
+class Pretended:
+    """A quantizer and a judge in one whose nodes make known noises; each look takes a known time."""
+
+    def __init__(self, noises: dict[str, float], seconds: float, clock: list[float]) -> None:
+        self.noises, self.seconds, self.clock, self.looks = noises, seconds, clock, 0
+
+    def simulate(self, sensitive) -> set[str]:
+        return set(self.noises) - set(sensitive)
+
+    def answers(self, quantized: set[str], simulated: bool = False) -> Answers:
+        self.clock[0] += self.seconds
+        self.looks += 1
+        noise = sum(self.noises[name] for name in quantized)
+        return Answers(Difference(0.0, 0.0, 1.0, -10 * np.log10(max(noise, 1e-20))), None)
+
+    def on_fewer(self, samples: int):
+        return self
+
+
+def looked_at(seconds: float, nodes: int, monkeypatch) -> tuple[list[tuple[float, list[str]]], Pretended, list[str]]:
+    """Nodes of which the 37th makes nearly all the noise, looked at in so many seconds, one for each look."""
+    clock = [0.0]
+    monkeypatch.setattr("engine.graphs.sensitivity.time.monotonic", lambda: clock[0])
+    noises = {f"n{index}": 1e-6 for index in range(nodes)} | {"n37": 1e-2}
+    pretended, told = Pretended(noises, 1.0, clock), []
+    found = _noises(pretended, pretended, list(noises), lambda share, what: told.append(what), seconds)
+    return found, pretended, told
+
+
+def test_with_time_enough_every_node_is_looked_at_alone(monkeypatch):
+    found, pretended, told = looked_at(1000, 100, monkeypatch)
+    assert pretended.looks == 201
+    assert all(len(block) == 1 for _, block in found)
+    assert max(found)[1] == ["n37"]
+    assert told[0] == "error of 1 of 100: n0; 200 s left"
+
+
+def test_with_little_time_blocks_are_looked_at_and_the_noisiest_are_split(monkeypatch):
+    found, pretended, told = looked_at(60, 100, monkeypatch)
+    assert pretended.looks <= 62, "the budget holds"
+    assert sorted(name for _, block in found for name in block) == sorted(pretended.noises), "no node is forgotten"
+    assert max(found)[1] == ["n37"], "the time that was left went to where the noise is"
+    assert "more" in told[0]
+    assert told[0].endswith("s left")
+
+
+SLOWER_HERE = "left in float: it is slower in integers on this processor"
+
+
+def test_nodes_that_are_slower_in_integers_go_back_where_the_graph_gains(tmp_path, monkeypatch):
+    source = apply(open_python(tmp_path, CONVOLUTIONAL, IMAGE), "export-onnx", tmp_path)
+    calls = []
+
+    def times(model, feed):
+        calls.append(model)
+        return {"depthwise/Conv": 1e-3 * len(calls)}  # first the float graph, then the one in integers
+
+    monkeypatch.setattr("engine.graphs.sensitivity.SLOWER", 1.2)
+    monkeypatch.setattr("engine.graphs.sensitivity.node_times", times)
+    monkeypatch.setattr("engine.graphs.sensitivity.time_in_turns", lambda models, feeds, threads, seconds: [1.0, 1.3])
+    run = run_technique(source, "quantize-static", tmp_path)
+    changed = run.variants[0].record.changed
+    assert {left.name: left.reason for left in changed.left}["depthwise/Conv"] == SLOWER_HERE
+    assert changed.figures["nodes_left_for_speed"] == 1
+    assert changed.figures["nodes_left_for_accuracy"] == 0
+    assert "depthwise/Conv" in run.files[0].parameters["exclude"], "the recipe pins it"
+    calls.clear()
+    monkeypatch.setattr("engine.graphs.sensitivity.time_in_turns", lambda models, feeds, threads, seconds: [1.0, 0.9])
+    work = tmp_path / "again"
+    work.mkdir()
+    changed = run_technique(source, "quantize-static", work).variants[0].record.changed
+    assert changed.figures["nodes_left_for_speed"] == 0, "the whole graph would be slower"

@@ -108,6 +108,13 @@ def test_the_range_of_least_error_clips_a_lone_outlier_and_keeps_a_full_range():
     assert mse_range(np.full(BINS, 1000), Range(-1.0, 1.0)).high > 0.95
 
 
+@pytest.fixture(autouse=True)
+def no_choice_by_chance(monkeypatch):
+    """Times of graphs as small as these are chance: no node goes back to float for its speed unless a test says so."""
+    monkeypatch.setattr("engine.graphs.sensitivity.SLOWER", float("inf"))
+    monkeypatch.setattr("engine.graphs.more_exact.TAKES_OVER", float("inf"))
+
+
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory):
     directory = tmp_path_factory.mktemp("uneven")
@@ -155,3 +162,19 @@ def test_the_search_finds_the_way_and_pins_it(uneven, tmp_path):
     again = apply(uneven, "quantize-static", work, **pinned)
     assert again.path.read_bytes() == run.variants[0].path.read_bytes()
     onnx.checker.check_model(onnx.load(again.path), full_check=True)
+
+
+def test_entropy_is_tried_too_and_no_way_once_the_time_is_over(uneven):
+    from engine.graphs.preparation import prepare
+    from engine.graphs.sensitivity import Judge
+    from engine.graphs.settings_search import settle
+
+    prepared = prepare(uneven.path, True, fold=True)
+    batches = [uneven.model.example(16, seed=1)]
+    judge = Judge(prepared, batches, 1)
+    names = [way.name for way in settle(prepared, batches, Settings(threads=1), judge)[1]]
+    assert {"ranges by entropy", "ranges by mse", "channels equalised", "biases measured layer by layer"} <= set(names)
+    told: list[str] = []
+    hurried = settle(prepared, batches, Settings(threads=1), judge, lambda share, what: told.append(what), seconds=0)
+    assert [way.name for way in hurried[1]] == ["as given"]
+    assert "no time is left to try ranges by entropy" in told
