@@ -11,9 +11,11 @@ are positive float32. Symmetric blocks have the zero at 8, and then the code −
   Pre-trained Transformers", ICLR 2023): inner index by inner index, the error made so far is put right in the weights
   not yet rounded, by the second moments of the layer's inputs. Groups keep their place, so no index table is needed.
 
-ONNX Runtime's own versions were measured and not taken: its HQQ has float zero points, for which the CPU kernel takes
-4.05 ms where integer ones take 0.06 (1.32, 768 × 3072, one row); its GPTQ rounds the compensated weights once more,
-with other scales.
+ONNX Runtime's own versions (1.32, `HQQWeightOnlyQuantConfig`, `GPTQWeightOnlyQuantConfig`) were measured and not taken.
+HQQ moves nothing but the zeros, to float numbers, for which the CPU kernel takes 4.05 ms where integer ones take 0.06
+(768 × 3072, one row); with its zeros rounded it is no better than rounding to nearest (mean squared error of normal
+weights in blocks of 64: 0.00829 both, `least_error` 0.00759; 0.0506, 0.0506 and 0.0476 with heavy tails) and takes 21 s
+where `least_error` takes 1.2. Its GPTQ rounds the compensated weights once more, with other scales.
 """
 
 from __future__ import annotations
