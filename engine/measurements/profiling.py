@@ -130,7 +130,7 @@ def profile_variant(job: JobContext, variant: LoadedVariant, runtime: str, size:
 
 def profile_or_time(job: JobContext, variant: LoadedVariant, runtime: str, size: int) -> Profiled:
     """As `profile_variant`; under a runtime whose profile is not read, the latency alone and a note that says so."""
-    if runtime in PROFILED_RUNTIMES:
+    if profiler_of(runtime) in PROFILED_RUNTIMES:
         return profile_variant(job, variant, runtime, size)
     job.progress(0, None, f"loading {variant.record.name} under {runtime}")
     runner = load(variant, runtime, job.spec.device, job.spec.threads)
@@ -150,7 +150,13 @@ Read = tuple[list[OperatorTime], float | None]
 Reader = Callable[[JobContext, LoadedVariant, Runner, dict[str, np.ndarray], int], Read]
 
 
+def profiler_of(runtime: str) -> str:
+    """The runtime whose profiler reads this one: PyTorch under autocast is PyTorch."""
+    return "pytorch" if runtime in ("pytorch-float16", "pytorch-bfloat16") else runtime
+
+
 def _profiler(runtime: str) -> Reader:
+    runtime = profiler_of(runtime)
     if runtime not in PROFILED_RUNTIMES:
         raise RuntimeUnavailable(f"Trimtab reads no profile of {runtime}: profile the variant under another runtime.")
     reader: Reader = importlib.import_module(f".{runtime}_profile", __package__).operator_times

@@ -12,12 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 
 from ..context import JobContext, LoadedVariant
 from ..protocol import OperatorTime
 from ..runtimes import Runner
+
+MULTIPLYING = ("Linear", "Conv", "LSTM", "GRU", "MultiheadAttention")
+"""Kinds of modules that autocast computes in 16 bits."""
 
 MARK = "trimtab:"
 """Before a module's path in the profile."""
@@ -50,7 +54,15 @@ def operator_times(
         owner = modules.get(path)
         leaf = owner is not None and not any(True for _ in owner.children())
         found.append((path, operation, leaf, sum(values) / calls, len(values) / calls, owner))
-    return _merged(found), None
+    return [_cast(one, runner.runtime) for one in _merged(found)], None
+
+
+def _cast(one: OperatorTime, runtime: str) -> OperatorTime:
+    """Under autocast layers that multiply compute in another precision than their weights are stored in."""
+    precision = runtime.removeprefix("pytorch-")
+    if precision not in ("float16", "bfloat16") or one.precision != "float32" or not one.type.startswith(MULTIPLYING):
+        return one
+    return msgspec.structs.replace(one, precision=precision)
 
 
 def _merged(found: list[tuple[str, str, bool, float, float, Any]]) -> list[OperatorTime]:

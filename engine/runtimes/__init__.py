@@ -26,10 +26,16 @@ if TYPE_CHECKING:
 RUNTIMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "pytorch": ("pytorch", ("pytorch",)),
     "torch-compile": ("torch_compile", ("pytorch",)),
+    "pytorch-float16": ("pytorch", ("pytorch",)),
+    "pytorch-bfloat16": ("pytorch", ("pytorch",)),
     "onnxruntime": ("onnxruntime", ("onnx",)),
     "openvino": ("openvino", ("onnx",)),
 }
 """Name → (module of this package, formats it runs). The first that runs a format is its natural runtime."""
+
+OPTIONS = {"pytorch-float16": {"precision": "float16"}, "pytorch-bfloat16": {"precision": "bfloat16"}}
+"""Runtimes that are another one with an option → what its `load` gets for it. Wherever figures are compared they are
+runtimes of their own: a figure in another precision is another figure."""
 
 NEEDS_PACKAGE = {"openvino": "openvino"}
 """Runtimes that are extras → the package to look for; the extra has the runtime's name."""
@@ -104,4 +110,4 @@ def load(variant: LoadedVariant, runtime: str, device: str = "cpu", threads: int
     if variant.record.format not in formats:
         raise RuntimeUnavailable(f"{runtime} cannot run {variant.record.name}, which is {variant.record.format}.")
     module = importlib.import_module(f".{module_name}", __package__)
-    return module.load(variant, device=device, threads=threads)
+    return module.load(variant, device=device, threads=threads, **OPTIONS.get(runtime, {}))

@@ -1,4 +1,8 @@
-"""PyTorch eager: the module as its author wrote it, on the CPU or one CUDA device.
+"""PyTorch eager: the module as its author wrote it, on the CPU or one CUDA device; or under autocast in 16 bits.
+
+Under autocast (runtimes "pytorch-float16" and "pytorch-bfloat16") PyTorch rounds what products and convolutions read
+and keeps the rest in FP32; what comes out is turned back into FP32. It is for GPUs. A CPU is allowed BF16, which is
+faster only where it has a matrix unit for it, and a note says where not; FP16 is refused there.
 
 Runs under inference mode with `threads` intra-op threads (a setting of the whole process: of two runners in one
 worker the last one loaded decides, which is why both arms of a comparison get the same number).
@@ -6,12 +10,15 @@ worker the last one loaded decides, which is why both arms of a comparison get t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
+from ..hardware import read_processor
 from . import RuntimeUnavailable
 from .settling import wait_until_quiet
 
@@ -19,15 +26,25 @@ if TYPE_CHECKING:
     from ..context import LoadedVariant
 
 
+Precision = Literal["float16", "bfloat16"]
+
+
 class PyTorchRunner:
     """A module on its device. See `Runner`."""
 
     runtime = "pytorch"
     providers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
-    def __init__(self, variant: LoadedVariant, device: str, threads: int | None) -> None:
+    def __init__(
+        self, variant: LoadedVariant, device: str, threads: int | None, precision: Precision | None = None
+    ) -> None:
         self.model = variant.model
         self.module = variant.module().to(device)
+        if precision is not None:
+            self.runtime = f"pytorch-{precision}"
+            _autocast(self.module, device, getattr(torch, precision))
+            self.notes = _about(precision, device)
         self.device = device
         self.threads = threads if threads is not None else torch.get_num_threads()
 
@@ -89,12 +106,46 @@ class PyTorchRunner:
             torch.cuda.empty_cache()
 
 
-def load(variant: LoadedVariant, device: str = "cpu", threads: int | None = None) -> PyTorchRunner:
-    """Load a PyTorch variant. Raises RuntimeUnavailable when the device is not there."""
+def load(
+    variant: LoadedVariant, device: str = "cpu", threads: int | None = None, precision: Precision | None = None
+) -> PyTorchRunner:
+    """Load a PyTorch variant. `precision`: what autocast computes in; None: no autocast.
+
+    Raises RuntimeUnavailable when the device is not there, or has nothing that computes in this precision.
+    """
     check_device(variant, device)
+    if precision == "float16" and device == "cpu":
+        raise RuntimeUnavailable(
+            f"PyTorch's FP16 is for GPUs: on a CPU it is slower than FP32. Run {variant.record.name} under "
+            "pytorch-bfloat16, or on a GPU."
+        )
     if threads is not None:
         torch.set_num_threads(threads)
-    return PyTorchRunner(variant, device, threads)
+    return PyTorchRunner(variant, device, threads, precision)
+
+
+def _autocast(module: torch.nn.Module, device: str, kind: torch.dtype) -> None:
+    """Let every call of the module run under autocast and give FP32, in place: its layers keep their names."""
+    forward = module.forward
+
+    @functools.wraps(forward)
+    def cast(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(torch.device(device).type, dtype=kind):
+            output = forward(*args, **kwargs)
+        return pytree.tree_map(lambda one: one.float() if _is_half(one) else one, output)
+
+    module.forward = cast
+
+
+def _is_half(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+
+
+def _about(precision: Precision, device: str) -> tuple[str, ...]:
+    """The truth about 16 bits on a CPU."""
+    if device != "cpu" or "amx-bf16" in read_processor().features:
+        return ()
+    return (f"This CPU has no matrix unit for {precision}: autocast converts back and forth and is slower than FP32.",)
 
 
 def check_device(variant: LoadedVariant, device: str) -> None:

@@ -145,3 +145,10 @@ def test_what_lies_inside_another_event_is_taken_from_it() -> None:
 def test_a_runtime_whose_profile_nobody_reads_is_refused(tmp_path: Path, variants) -> None:
     with pytest.raises(RuntimeUnavailable, match="reads no profile of torch-compile"):
         measure_profile(job_for(tmp_path, variants[0]), variants[0], "torch-compile", 4)
+
+
+def test_under_autocast_the_layers_that_multiply_are_told_in_its_precision(variants, tmp_path: Path) -> None:
+    profile = measure_profile(job_for(tmp_path, variants[0]), variants[0], "pytorch-bfloat16", 4)
+    precisions = {one.type: one.precision for one in profile.operators}
+    assert precisions["Conv2d"] == precisions["Linear"] == "bfloat16"
+    assert profile.conditions.runtime == "pytorch-bfloat16"

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnxruntime
 import pytest
@@ -10,8 +11,9 @@ import torch
 from onnx import TensorProto, helper
 from opened_models import CLASSIFIER, baseline_of, linear_graph, opened, save_graph, write
 
+from engine.hardware import read_processor
 from engine.protocol import VariantDraft
-from engine.runtimes import Runner, RuntimeUnavailable, load
+from engine.runtimes import Runner, RuntimeUnavailable, load, pytorch
 
 
 @pytest.fixture
@@ -33,6 +35,29 @@ def test_a_bound_call_is_the_same_call(module: Runner) -> None:
     bound = module.bind({"features": features})
     assert np.array_equal(bound().numpy(), module.run({"features": features})["output"])  # type: ignore[attr-defined]
     assert not bound().requires_grad  # type: ignore[attr-defined]
+
+
+def test_bfloat16_is_allowed_on_a_cpu_with_the_truth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variant = baseline_of(opened(write(tmp_path, CLASSIFIER)), tmp_path)
+    plain, half = load(variant, "pytorch", threads=1), load(variant, "pytorch-bfloat16", threads=1)
+    features = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
+    wanted, given = plain.run({"features": features})["output"], half.run({"features": features})["output"]
+    assert given.dtype == np.float32, "what comes out is what the baseline gives"
+    assert not np.array_equal(wanted, given), "products were rounded"
+    assert np.allclose(wanted, given, atol=0.05)
+    assert half.runtime == "pytorch-bfloat16"
+    assert half.bind({"features": features})().dtype == torch.float32  # type: ignore[attr-defined]
+    for features_here, told in (((), True), (("avx2", "amx-bf16"), False)):
+        here = msgspec.structs.replace(read_processor(), features=features_here)
+        monkeypatch.setattr(pytorch, "read_processor", lambda here=here: here)
+        notes = load(variant, "pytorch-bfloat16", threads=1).notes  # type: ignore[attr-defined]
+        assert any("no matrix unit for bfloat16" in note for note in notes) is told
+
+
+def test_float16_is_refused_on_a_cpu_with_what_to_do(tmp_path: Path) -> None:
+    variant = baseline_of(opened(write(tmp_path, CLASSIFIER)), tmp_path)
+    with pytest.raises(RuntimeUnavailable, match=r"FP16 is for GPUs: .* Run baseline under pytorch-bfloat16"):
+        load(variant, "pytorch-float16")
 
 
 def test_onnxruntime_runs_named_arrays_and_says_who_ran_them(tmp_path: Path) -> None:

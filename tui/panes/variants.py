@@ -73,6 +73,8 @@ VERDICTS = {
 RUNTIMES = {
     "pytorch": "PyTorch",
     "torch-compile": "compile",
+    "pytorch-float16": "Py FP16",
+    "pytorch-bfloat16": "Py BF16",
     "onnxruntime": "ORT",
     "openvino": "OpenVINO",
     "tensorrt": "TensorRT",
