@@ -117,7 +117,7 @@ def verify(
     """Drop a candidate whose answers differ from the reference. `varying`: see `compare_outputs`."""
     assert candidate.model is not None
     try:
-        found = compare_outputs(reference, run_graph(candidate.model, batches), varying)
+        found = compare_outputs(reference, run_graph(candidate.model, batches), varying=varying)
     except Exception as error:  # a graph ONNX Runtime cannot run raises classes of its own
         candidate.failure, candidate.model = f"cannot run: {first_line(error)}", None
         return

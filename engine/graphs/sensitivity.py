@@ -119,7 +119,7 @@ class Judge:
                 samples += len(scores)
                 changed += int((scores.argmax(1) != others.argmax(1)).sum())
         try:
-            difference = compare_outputs(self._reference, outputs, self._varying)
+            difference = compare_outputs(self._reference, outputs, varying=self._varying)
         except ValueError:  # numbers that are not finite, or nothing that can be compared
             difference = NO_ANSWER
         return Answers(difference, changed / samples if samples else None, samples)

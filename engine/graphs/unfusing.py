@@ -71,7 +71,9 @@ def _with_activation(
         new.append(helper.make_node("Add", [plain, added], [total], graph.unique(f"{node.name}/Add")))
         plain = total
     if name == "Clip":
-        ends = [graph.add_constant(f"{output}_{end}", np.float32(value)) for end, value in zip("ab", parameters)]
+        ends = [
+            graph.add_constant(f"{output}_{end}", np.array(value, np.float32)) for end, value in zip("ab", parameters)
+        ]
         new.append(helper.make_node("Clip", [plain, *ends], [output], graph.unique(f"{node.name}/Clip")))
     elif name:
         given = {key: value for key, value in zip(ACTIVATIONS[name], parameters) if value is not None}

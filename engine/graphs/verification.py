@@ -119,12 +119,13 @@ def compare_graphs(
 ) -> Difference:
     """How far one graph's answers are from the source's; the source is always run optimised. Raises ValueError."""
     reference = run_graph(source, batches, threads)
-    return compare_outputs(reference, run_graph(made, batches, threads, optimize), varying_outputs(source))
+    return compare_outputs(reference, run_graph(made, batches, threads, optimize), varying=varying_outputs(source))
 
 
 def compare_outputs(
     reference: Iterable[Mapping[str, np.ndarray]],
     outputs: Iterable[Mapping[str, np.ndarray]],
+    *,
     varying: Collection[str] = (),
 ) -> Difference:
     """Compare batch by batch, output by output (those with numbers that are not whole). Shapes must agree.
@@ -137,7 +138,8 @@ def compare_outputs(
     floats = [name for name, value in pairs[0][0].items() if value.dtype.kind in "fV"] if pairs else []
     differing = [name for name in floats if name in varying and any(a[name].shape != b[name].shape for a, b in pairs)]
     compared = [name for name in floats if name not in differing]
-    left_out, cut = tuple(differing), ()
+    left_out: tuple[str, ...] = tuple(differing)
+    cut: tuple[str, ...] = ()
     if differing and not compared:
         compared, left_out, cut = differing, (), tuple(differing)
         if all(_common(a[name], b[name])[0].size == 0 for a, b in pairs for name in cut):

@@ -173,7 +173,7 @@ def _check(
         return {}, f"ONNX Runtime cannot run it: {line}"
     try:
         reference = run_graph(source.path, batches, job.spec.threads)
-        found = compare_outputs(reference, outputs, varying_outputs(source.path))
+        found = compare_outputs(reference, outputs, varying=varying_outputs(source.path))
     except ValueError as error:
         return {}, str(error)
     figures: dict[str, Any] = {"cosine": round(found.cosine, 6), "sqnr_db": round(min(found.sqnr_db, 200.0), 2)}

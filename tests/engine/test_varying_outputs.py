@@ -64,7 +64,7 @@ def test_where_nothing_else_is_there_the_common_part_is_compared(tmp_path):
 def test_with_nothing_in_common_the_reason_is_told():
     some, none = {"found": np.ones((4, 3), np.float32)}, {"found": np.ones((4, 0), np.float32)}
     with pytest.raises(ValueError, match="how long found is depends on the data"):
-        compare_outputs([some], [none], {"found"})
+        compare_outputs([some], [none], varying={"found"})
     with pytest.raises(ValueError, match=r"shape \(4, 0\) and not \(4, 3\)"):
         compare_outputs([some], [none])
 
