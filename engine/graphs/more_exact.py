@@ -9,11 +9,10 @@ ratio is clearly better. What that costs is measured, never guessed.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
 
 from .graph_optimization import time_in_turns
-from .sensitivity import Batch, Found, Judge
+from .sensitivity import Batch, Found, Judge, noise_by_node
 from .static_recipe import Quantizer
 
 CLEARLY_DB = 3.0
@@ -82,18 +81,7 @@ def more_exact(
 
 def _worst_first(quantizer: Quantizer, judge: Judge, watch: Watch) -> tuple[list[str], str]:
     """(nodes, the one that makes most noise first; how many were looked at, in words)."""
-    names, fewer = quantizer.candidates(), judge.on_fewer(FEW_SAMPLES)
-
-    def noise(sensitive: tuple[str, ...]) -> float:
-        return float(10 ** (-fewer.answers(quantizer.simulate(sensitive), simulated=True).difference.sqnr_db / 10))
-
-    full, noises = noise(()), {}
-    end = time.perf_counter() + LOOKING_SECONDS
-    for index, name in enumerate(names):
-        if time.perf_counter() > end:
-            break
-        watch(0.7 * index / len(names), f"error without node {index + 1} of {len(names)}: {name}")
-        # only the first shows a node that rounds by itself, only the second a value that two neighbours round
-        noises[name] = max(full - noise((name,)), noise(tuple(other for other in names if other != name)))
-    looked = f"{len(names)} nodes" if len(noises) == len(names) else f"{len(names)} nodes ({len(noises)} looked at)"
-    return sorted(noises, key=lambda name: -noises[name]), looked
+    names = quantizer.candidates()
+    noise = noise_by_node(quantizer, judge.on_fewer(FEW_SAMPLES), names, watch, LOOKING_SECONDS)
+    looked = f"{len(names)} nodes" if len(noise) == len(names) else f"{len(names)} nodes ({len(noise)} looked at)"
+    return sorted(noise, key=lambda name: -noise[name]), looked

@@ -222,14 +222,21 @@ def _order(
 ) -> list[str]:
     """Quantized nodes, the one whose return to float brings most for its time first."""
     names = quantizer.candidates()
-    noise = dict.fromkeys(names, 0.0)
-    for value, block in _noises(quantizer, judge.on_fewer(ENOUGH_SAMPLES), names, watch, seconds):
-        noise |= dict.fromkeys(block, value / len(block))
+    noise = noise_by_node(quantizer, judge.on_fewer(ENOUGH_SAMPLES), names, watch, seconds)
     watch(0.7, "timing nodes in float and in integers")
     slow, quick = node_times(quantizer.prepared, feed), node_times(plain.model, feed)
     mean = sum(slow.values()) / max(len(slow), 1)
     savings = {name: max(slow.get(name, 0.0) - quick.get(name, 0.0), LEAST_SAVING * mean) for name in names}
-    return sorted(names, key=lambda name: -noise[name] / max(savings[name], 1e-12))
+    return sorted(names, key=lambda name: -noise.get(name, 0.0) / max(savings[name], 1e-12))
+
+
+def noise_by_node(
+    quantizer: Quantizer, judge: Judge, names: Sequence[str], watch: Watch, seconds: float
+) -> dict[str, float]:
+    """Quantized node → its share of the noise at the outputs; nodes for which time did not last are missing."""
+    return {
+        name: noise / len(block) for noise, block in _noises(quantizer, judge, names, watch, seconds) for name in block
+    }
 
 
 def _noises(
