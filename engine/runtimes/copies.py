@@ -18,7 +18,7 @@ import numpy as np
 
 from ..models import Arrays, Model
 from ..models.model import batch_axis
-from . import Runner, load
+from . import RUNTIMES, Runner, load
 
 if TYPE_CHECKING:
     from ..context import LoadedVariant
@@ -151,7 +151,7 @@ class ModelCopies:
     def _load(self, threads: int) -> Copy:
         runner = load(self.variant, self.runtime, self.device, threads)
         exact = self._turned(runner)
-        if self.runtime == "pytorch" and self.device == "cpu":
+        if RUNTIMES[self.runtime][0] == "pytorch" and self.device == "cpu":  # under autocast, too
             exact = _with_torch_threads(exact, threads)
         return Copy(runner, threads, self._filling(exact) if self.fills_up else exact, exact)
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
 from ..hardware import read_processor
+from ..models.tensors import with_tensors
 from . import RuntimeUnavailable
 from .settling import wait_until_quiet
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 
 Precision = Literal["float16", "bfloat16"]
+
+HALVES = (torch.float16, torch.bfloat16)
 
 
 class PyTorchRunner:
@@ -132,13 +134,9 @@ def _autocast(module: torch.nn.Module, device: str, kind: torch.dtype) -> None:
     def cast(*args: Any, **kwargs: Any) -> Any:
         with torch.autocast(torch.device(device).type, dtype=kind):
             output = forward(*args, **kwargs)
-        return pytree.tree_map(lambda one: one.float() if _is_half(one) else one, output)
+        return with_tensors(output, lambda one: one.float() if one.dtype in HALVES else one)
 
     module.forward = cast
-
-
-def _is_half(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16)
 
 
 def _about(precision: Precision, device: str) -> tuple[str, ...]:

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import torch
 from onnx import TensorProto, helper
-from opened_models import baseline_of, job_on, linear_graph, opened, save_graph, write
+from opened_models import CLASSIFIER, baseline_of, job_on, linear_graph, opened, save_graph, write
 from served_models import serving
 
 from engine.context import JobContext, LoadedVariant
@@ -273,6 +274,19 @@ def test_samples_along_another_axis_and_an_input_taken_whole(tmp_path: Path) -> 
     test = bench.run(concurrency=8, seconds=0.6, warm_up_seconds=0.0)
     assert test.summary.failed == 0
     assert test.summary.completed
+
+
+@pytest.mark.parametrize("runtime", ["pytorch", "pytorch-bfloat16"])
+def test_copies_of_a_module_share_out_the_threads_also_under_autocast(tmp_path: Path, runtime: str) -> None:
+    bench = Bench(tmp_path, write(tmp_path, CLASSIFIER), runtime=runtime)
+    before = torch.get_num_threads()
+    try:
+        runs = ModelCopies(bench.job.model, bench.variant, runtime, "cpu", 4).runs(2)
+        torch.set_num_threads(1)
+        runs[1](bench.job.model.example(1))
+        assert torch.get_num_threads() == 2, "each thread that calls a copy takes on the copy's share"
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_openvino_compiles_few_shapes(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """A variant runs under its runtimes with the same answers, on the device that was asked for or not at all."""
 
+import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -52,6 +54,22 @@ def test_bfloat16_is_allowed_on_a_cpu_with_the_truth(tmp_path: Path, monkeypatch
         monkeypatch.setattr(pytorch, "read_processor", lambda here=here: here)
         notes = load(variant, "pytorch-bfloat16", threads=1).notes  # type: ignore[attr-defined]
         assert any("no matrix unit for bfloat16" in note for note in notes) is told
+
+
+def test_under_autocast_outputs_of_every_structure_come_out_in_fp32() -> None:
+    @dataclasses.dataclass
+    class Answer:
+        scores: torch.Tensor
+        note: str = "kept"
+
+    class Net(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> Any:
+            return Answer(super().forward(x)), [x.long()]
+
+    net = Net(3, 2)
+    pytorch._autocast(net, "cpu", torch.bfloat16)
+    answer, (whole,) = net(torch.ones(1, 3))
+    assert (answer.scores.dtype, answer.note, whole.dtype) == (torch.float32, "kept", torch.int64)
 
 
 def test_float16_is_refused_on_a_cpu_with_what_to_do(tmp_path: Path) -> None:
