@@ -69,7 +69,7 @@ class Technique(Struct, frozen=True, kw_only=True):
     expectation: str
     packages: tuple[tuple[str, str], ...]
     refuse: Callable[[Variant, ModelInfo, Hardware, Parameters | None], str | None] | None
-    refuse_target: Callable[[Target, Parameters | None], str | None] | None = None
+    refuse_target: Callable[[Variant, Target, Parameters | None], str | None] | None = None
 
 
 class Refusal(Exception):
@@ -91,7 +91,7 @@ def technique(
     expectation: str = "",
     packages: tuple[tuple[str, str], ...] = (),
     refuse: Callable[[Variant, ModelInfo, Hardware, Any], str | None] | None = None,
-    refuse_target: Callable[[Target, Any], str | None] | None = None,
+    refuse_target: Callable[[Variant, Target, Any], str | None] | None = None,
 ) -> Callable[[Callable[..., list[Any]]], Callable[..., list[Any]]]:
     """Register a function `(source: LoadedVariant, parameters, job: JobContext) -> list[VariantFiles]`.
 
@@ -260,7 +260,7 @@ def why_unavailable(
     if chosen.refuse is not None and (reason := chosen.refuse(variant, model, hardware, parameters)):
         return reason
     if chosen.refuse_target is not None:
-        return chosen.refuse_target(resolve_target(target, hardware.processor), parameters)
+        return chosen.refuse_target(variant, resolve_target(target, hardware.processor), parameters)
     return None
 
 

@@ -63,7 +63,7 @@ def refuse_fp8(variant: Variant, model: ModelInfo, hardware: Hardware, parameter
     return None
 
 
-def refuse_fp8_for(target: Target, parameters: QuantizeFp8 | None) -> str | None:
+def refuse_fp8_for(variant: Variant, target: Target, parameters: QuantizeFp8 | None) -> str | None:
     """Anything but TensorRT: no other runtime multiplies FP8."""
     if target.runtime == "tensorrt":
         return None
@@ -102,7 +102,7 @@ def quantize_fp8(source: LoadedVariant, parameters: QuantizeFp8, job: JobContext
     from ..graphs.precision import convert
     from ..graphs.preparation import with_shapes
 
-    target = _target(job)
+    target = _target(job, source)
     job.progress(0, 10, "preparing the graph")
     plan = _planned(source, parameters)
     batches, synthetic = _calibration(job, parameters)
@@ -155,12 +155,12 @@ def quantize_fp8(source: LoadedVariant, parameters: QuantizeFp8, job: JobContext
     ]
 
 
-def _target(job: JobContext) -> Target:
+def _target(job: JobContext, source: LoadedVariant) -> Target:
     """TensorRT, and no GPU here that is known to be too old for it."""
     import torch
 
     target = target_of(job)
-    if reason := refuse_fp8_for(target, None):
+    if reason := refuse_fp8_for(source.record, target, None):
         raise Refusal(reason)
     if torch.cuda.is_available():
         found = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]

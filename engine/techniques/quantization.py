@@ -114,9 +114,10 @@ def refuse_dynamic(
     return _already(variant)
 
 
-def refuse_dynamic_for(target: Target, parameters: QuantizeDynamic | None) -> str | None:
-    """GPUs have no kernel for it; PyTorch's own quantization does not ask for the target."""
-    if target.device_class != "cuda" or (parameters is not None and parameters.format == "pytorch"):
+def refuse_dynamic_for(variant: Variant, target: Target, parameters: QuantizeDynamic | None) -> str | None:
+    """GPUs have no kernel for it; PyTorch's own quantization, which a module may still choose, does not ask for it."""
+    chosen = variant.format if parameters is None else parameters.format
+    if target.device_class != "cuda" or chosen == "pytorch":
         return None
     return f"Dynamic quantization is for CPUs: {target.name} has no kernel for it. Use quantize-static."
 
@@ -160,7 +161,7 @@ def quantize_dynamic(source: LoadedVariant, parameters: QuantizeDynamic, job: Jo
             "int8-dynamic" if parameters.activations == "int8" else "int8-weights"
         )
         return quantize_pytorch(source, job, kind, parameters.exclude, target.name)
-    if reason := refuse_dynamic_for(target, parameters):
+    if reason := refuse_dynamic_for(source.record, target, parameters):
         raise Refusal(reason)
     job.progress(0, 10, "preparing the graph")
     prepared = prepared_graph(source)

@@ -104,13 +104,12 @@ def test_convolutions_alone_are_refused(tmp_path):
         apply(source, "quantize-dynamic", tmp_path, format="pytorch")
 
 
-def sentence(tag, variant, **parameters):
+def sentence(tag, variant, target="this-machine", **parameters):
     processor = Processor(name="p", features=(), physical_cores=1, logical_cores=1, memory_bytes=1)
     model = ModelInfo(name="m", source=variant.model.source, inputs=(), outputs=(), offers=(), labelled=False)
     chosen = parse_parameters(tag, parameters) if parameters else None
-    return why_unavailable(
-        find_technique(tag), variant.record, model, Hardware(hostname="h", processor=processor), chosen
-    )
+    hardware = Hardware(hostname="h", processor=processor)
+    return why_unavailable(find_technique(tag), variant.record, model, hardware, chosen, target)
 
 
 @pytest.mark.parametrize("tag", ["quantize-dynamic", "quantize-int4"])
@@ -121,6 +120,11 @@ def test_the_format_must_go_with_the_variant(baseline, tmp_path, monkeypatch, ta
     exported = apply(baseline, "export-onnx", tmp_path)
     assert sentence(tag, exported) is None
     assert "is ONNX already" in sentence(tag, exported, format="pytorch")
+    for target in ("cuda", "tensorrt"):
+        assert sentence(tag, baseline, target) is None, "a module may still choose PyTorch's way, which is for GPUs"
+        assert sentence(tag, baseline, target, format="pytorch") is None
+    if tag == "quantize-dynamic":
+        assert "cuda has no kernel for it" in sentence(tag, exported, "cuda")
     monkeypatch.setattr(pytorch_weights.importlib.util, "find_spec", lambda name: None)
     assert "pip install 'trimtab[torchao]'" in pytorch_weights.why_not("INT4 weights", baseline.record, "pytorch")
     assert "apply export-onnx" in pytorch_weights.why_not("INT4 weights", baseline.record, None)
