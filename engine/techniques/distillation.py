@@ -59,9 +59,11 @@ class Distill(Parameters, frozen=True, tag="distill"):
 
 
 def refuse(variant: Variant, model: ModelInfo, hardware: Hardware, parameters: Distill | None) -> str | None:
-    """The user's student was asked for, and there is none."""
+    """The user's student was asked for, and there is none; or features are chosen that count nothing."""
     if parameters is not None and parameters.student == "user" and "student_model" not in model.offers:
         return "There is no student_model() in the model file: add one, or set student = derived."
+    if parameters is not None and parameters.features != "last" and not parameters.feature_weight:
+        return f"features = {parameters.features} counts nothing with feature_weight = 0: set it above 0 (1, say)."
     return None
 
 

@@ -221,6 +221,8 @@ def test_a_missing_student_is_said_before_it_runs(tmp_path):
     hardware = Hardware(hostname="here", processor=read_processor())
     assert "student_model()" in refuse(None, info, hardware, Distill(student="user"))
     assert refuse(None, info, hardware, Distill()) is None
+    assert "feature_weight = 0" in refuse(None, info, hardware, Distill(features="blocks"))
+    assert refuse(None, info, hardware, Distill(features="blocks", feature_weight=1.0)) is None
 
 
 def test_a_student_like_the_teacher_is_refused(tmp_path):
