@@ -66,8 +66,6 @@ def _shaped(field: Field, load: str, proposed: dict[str, Any]) -> Field:
     needed = field.name in ("rate", "concurrency") or (field.name == "slo_p99_ms" and load == FIND)
     if needed:
         return msgspec.structs.replace(field, optional=False, default=proposed.get(field.name, field.default))
-    if field.name == "seconds" and load == SWEEP:
-        return msgspec.structs.replace(field, optional=True, default=None)
     return field
 
 

@@ -108,7 +108,9 @@ class ExplainScreen(Screen[None]):
         key = self.query_one(LineTable).key
         variant = self._variant
         found = explanation_of(app.connection.snapshot, variant.id, self._against)
-        layer = next((one.exclude for one in found.layers if one.node == key), None) if found else None
+        layer = (
+            next((excluded_as(one, found.layers) for one in found.layers if one.node == key), None) if found else None
+        )
         if key is None:
             app.say("There is no layer to leave in float.")
         elif variant.parent is None or "exclude" not in variant.parameters:
@@ -179,6 +181,11 @@ LAYER_HEADING: Line = (
 )
 
 
+def excluded_as(layer: LayerError, layers: tuple[LayerError, ...]) -> str | None:
+    """What leaves the layer in float; None: it is. Answers of before this was recorded have it for no layer at all."""
+    return layer.exclude if any(one.exclude for one in layers) else layer.node
+
+
 def layer_rows(layers: tuple[LayerError, ...]) -> list[Row]:
     """Layers, the one that loses most first; one that doubles the noise is marked."""
     if not layers:
@@ -186,7 +193,7 @@ def layer_rows(layers: tuple[LayerError, ...]) -> list[Row]:
     rows = []
     for one in sorted(layers, key=lambda one: -(one.drop_db or 0.0)):
         role = "bad" if (one.drop_db or 0.0) > NOTABLE_LOSS_DB else ""
-        kind = clean(one.type, 30) + ("" if one.exclude else ", float")
+        kind = clean(one.type, 30) + ("" if excluded_as(one, layers) else ", float")
         decibels = [figures.UNKNOWN if value is None else f"{value:.1f}" for value in (one.sqnr_db, one.drop_db)]
         text = f"   {one.cosine:>8.4f}{decibels[0]:>9}{decibels[1]:>9}  "
         rows.append(Row(one.node, ((text, role), (clean(one.node, 60), "strong"), (f"  {kind}", "muted"))))

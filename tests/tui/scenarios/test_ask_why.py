@@ -104,6 +104,22 @@ async def test_a_layer_that_was_never_quantized_is_not_left_in_float_once_more()
         assert not any(isinstance(one, ApplyTechnique) for one in seen.engine.asked)
 
 
+async def test_in_an_answer_of_an_older_session_layers_go_by_their_own_names() -> None:
+    work = scenes.work()
+    variants = tuple(
+        msgspec.structs.replace(one, parameters={"exclude": []}) if one.id == "v2" else one for one in work.variants
+    )
+    layers = tuple(msgspec.structs.replace(one, exclude=None) for one in ANSWER.layers)
+    older = msgspec.structs.replace(ANSWER, layers=layers)
+    known = msgspec.structs.replace(work, variants=variants, measurements=(*work.measurements, older))
+    async with dashboard(known, size=(110, 40)) as seen:
+        await seen.press("down", "down", "w")
+        await seen.sees("loud")
+        await seen.sees_not(", float")
+        await seen.press("x")
+        assert (await seen.asked(ApplyTechnique)).parameters == {"exclude": ["loud"]}
+
+
 async def test_of_the_baseline_one_sees_where_its_time_goes() -> None:
     profile = Profile(
         id="p1",
