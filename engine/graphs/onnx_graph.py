@@ -290,7 +290,8 @@ def without_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[tuple
             getattr(light.graph, field.name).extend(value)
     for tensor in model.graph.initializer:
         stub = light.graph.initializer.add()
-        if _bytes_of(tensor) < LEAST_EXTERNAL_BYTES:
+        # texts cannot lie in a file of weights
+        if tensor.data_type == onnx.TensorProto.STRING or _bytes_of(tensor) < LEAST_EXTERNAL_BYTES:
             stub.CopyFrom(tensor)
             continue
         stub.name, stub.data_type, stub.data_location = tensor.name, tensor.data_type, onnx.TensorProto.EXTERNAL

@@ -172,3 +172,29 @@ def test_weights_in_subgraphs_go_to_the_file_too(tmp_path, monkeypatch):
     assert files[0].stat().st_size < 2000 < files[1].stat().st_size
     feed = {"x": np.ones((1, 64), np.float32), "c": np.array(True)}
     assert (run_graph(model, [feed])[0]["y"] == 64).all()
+
+
+def test_texts_stay_in_a_graph_whose_weights_go_to_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_graph, "EXTERNAL_DATA_BYTES", 1000)
+    words = [f"word {number:06}".encode() for number in range(300)]
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["words", "index"], ["word"]), helper.make_node("Add", ["x", "weights"], ["y"])],
+        "labelled",
+        [
+            helper.make_tensor_value_info("index", TensorProto.INT64, ["n"]),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [600]),
+        ],
+        [
+            helper.make_tensor_value_info("word", TensorProto.STRING, ["n"]),
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, [600]),
+        ],
+        [
+            helper.make_tensor("words", TensorProto.STRING, [len(words)], words),
+            numpy_helper.from_array(np.ones(600, np.float32), "weights"),
+        ],
+    )
+    path, data = save_graph(helper.make_model(graph), tmp_path / "model.onnx")
+    assert data.stat().st_size == 2400
+    held = {tensor.name: tensor for tensor in load_graph(path).graph.initializer}
+    assert list(held["words"].string_data) == words
+    assert numpy_helper.to_array(held["weights"]).sum() == 600
