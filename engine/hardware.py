@@ -5,6 +5,7 @@ start. The features decide both the speed and the *answers* of an INT8 graph, so
 measurement carries them. A feature the operating system hides is reported as absent.
 """
 
+import functools
 import platform
 import sys
 from pathlib import Path
@@ -28,8 +29,9 @@ FEATURE_FLAGS: dict[str, tuple[str, ...]] = {
 """Our feature → the kernel's flags, any of which means it is there. `asimd*` are the names on 64-bit ARM."""
 
 
+@functools.cache
 def read_processor(cpuinfo: Path = CPUINFO) -> Processor:
-    """This machine's processor. Never raises: what cannot be read is an empty set of features."""
+    """This machine's processor, read once. Never raises: what cannot be read is an empty set of features."""
     try:
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:

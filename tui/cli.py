@@ -250,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     serves.add_argument("--max-wait-ms", type=float, metavar="W", help="wait for company at most so long (default: 10)")
     serves.add_argument("--wait", metavar="WHEN", help="for company: when-it-pays (default) or always, as Triton does")
     serves.add_argument(
-        "--preferred-batch-sizes", type=int, nargs="+", metavar="B", help="rows of batches sent as soon as reached"
+        "--preferred-batch-sizes", type=_whole_numbers, metavar="LIST", help="rows of batches sent at once, as 8,16"
     )
     serves.add_argument("--priority-levels", type=int, metavar="N", help="of requests; 1 is served first (default: 1)")
     serves.add_argument("--max-queue-size", type=int, metavar="N", help="turn away requests beyond (default: 4096)")
@@ -276,6 +276,10 @@ def _parser() -> argparse.ArgumentParser:
     demo = add("demo", "open the dashboard on a sample model", model, output)
     demo.add_argument("--headless", action="store_true", help="no dashboard: run the sample recipe and print the table")
     return parser
+
+
+def _whole_numbers(text: str) -> list[int]:
+    return [int(part) for part in text.replace(",", " ").split()]
 
 
 def _technique_parameters(rest: list[str]) -> dict[str, Any]:

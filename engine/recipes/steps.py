@@ -320,23 +320,24 @@ class Steps:
             self._end(number, step, "refused", str(refusal))
             return
         session, hardware = self.session, self.runner.hardware
-        target = resolve_target(step.target or session.options.target, hardware.processor).name
+        target = resolve_target(step.target or session.options.target, hardware.processor)
         assert session.model is not None
-        if reason := why_unavailable(chosen, source, session.model, hardware, parameters, target):
+        if reason := why_unavailable(chosen, source, session.model, hardware, parameters, target.name):
             self._end(number, step, "refused", reason)
             return
         complete = with_defaults(parameters)
         variants = made_already(
-            session.variants.values(), session.jobs, source, step.word, complete, target, hardware.processor
+            session.variants.values(), session.jobs, source, step.word, complete, target.name, hardware.processor
         )
         reused = bool(variants)
         if not variants:
-            notice = moved(
-                session.variants.values(), source, step.word, complete, step.recorded or {}, hardware.processor
-            )
-            self.runner.set_step(self.id, number, notice=notice)
+            if target.device_class != "cuda":  # what a GPU runs does not depend on the processor beside it
+                notice = moved(
+                    session.variants.values(), source, step.word, complete, step.recorded or {}, hardware.processor
+                )
+                self.runner.set_step(self.id, number, notice=notice)
             request = JobRequest(
-                task=RunTechnique(technique=step.word, parameters=complete, source=source.id, target=target),
+                task=RunTechnique(technique=step.word, parameters=complete, source=source.id, target=target.name),
                 title=f"{chosen.title} of {source.name}",
                 kind=step.word,
                 variant=source.id,

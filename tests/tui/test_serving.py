@@ -33,7 +33,7 @@ def test_what_is_not_given_is_the_default():
 def test_every_setting_has_its_option():
     assert sorted(OPTIONS) == sorted(ServeSettings.__struct_fields__)
     typed = ["serve", "int8", "--session", "s", "--wait", "always", "--max-queue-size", "7", "--timeout-ms", "2.5"]
-    typed += ["--preferred-batch-sizes", "4", "8", "--priority-levels", "3"]
+    typed += ["--preferred-batch-sizes", "4,8", "--priority-levels", "3"]
     assert settings_of(_parser().parse_args(typed)) == ServeSettings(
         wait="always", max_queue_size=7, timeout_ms=2.5, preferred_batch_sizes=(4, 8), priority_levels=3
     )

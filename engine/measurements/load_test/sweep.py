@@ -164,4 +164,5 @@ def _words(point: LoadPoint) -> str:
 
 
 def _setting(settings: LoadSettings) -> tuple[object, ...]:
-    return (settings.max_batch_size, settings.max_wait_ms, settings.instances, settings.concurrency, settings.duration)
+    seconds = None if settings.replays else settings.duration  # a trace's length is only known once it was read
+    return (settings.max_batch_size, settings.max_wait_ms, settings.instances, settings.concurrency, seconds)
