@@ -39,10 +39,10 @@ lint: setup-dev
 	$(BIN)/lint-imports
 
 test: setup-dev lint
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -m "not slow and not gpu" --durations=15
 
 test-slow: setup-dev
-	$(BIN)/pytest -m "slow and not gpu" --ignore=tests/benchmarks
+	$(BIN)/pytest -m "slow and not gpu" --ignore=tests/benchmarks --durations=15
 
 test-gpu: setup-dev
 	$(BIN)/pytest -m gpu tests/gpu
