@@ -379,6 +379,24 @@ def test_a_limit_chooses_the_highest_throughput_within_it() -> None:
     assert none.sentence.startswith("No setting keeps p99 under 0.5 ms; the nearest is batch 1")
 
 
+def test_a_sweep_too_short_for_any_claim_is_unclear_and_names_what_was_measured_below_the_limit() -> None:
+    stage = Stage(1e9)
+    plain = Stage.test
+
+    def unsettled(settings, *arguments, **options):
+        test = plain(stage, settings, *arguments, **options)
+        return msgspec.structs.replace(test, summary=msgspec.structs.replace(test.summary, verdict="UNCLEAR"))
+
+    stage.test = unsettled
+    sizes = {"sweep": True, "sweep_batch_sizes": (1, 2, 4, 8, 16), "sweep_waits_ms": (0.0,), "sweep_instances": (1,)}
+    below = sweep(stage, task(slo_p99_ms=6.0, **sizes))
+    assert below.recommended is None
+    assert below.sentence.startswith("UNCLEAR whether any setting keeps p99 under 6 ms: longer tests (seconds)")
+    assert "The most throughput with a measured p99 below it: batch 8" in below.sentence
+    above = sweep(stage, task(slo_p99_ms=0.5, **sizes))
+    assert "The nearest is batch 1" in above.sentence
+
+
 def test_a_sweep_goes_on_where_it_stopped() -> None:
     stage = Stage(1e9)
     whole = sweep(stage, task(sweep=True, sweep_batch_sizes=(1, 2, 4), sweep_waits_ms=(0.0,), sweep_instances=(1,)))

@@ -134,6 +134,9 @@ def _result(stage: LoadStage, task: TestLoad, tests: list[LoadTest]) -> LoadSear
         sentence += f", the highest throughput with p99 under {limit:g} ms" if within else ", the knee of the front"
     elif not points:
         sentence = "No setting could be measured" + (": it was stopped before the first ended" if stage.stopped else "")
+    elif unclear := [number for number in front if points[number].verdict == "UNCLEAR"]:
+        sentence = f"UNCLEAR whether any setting keeps p99 under {limit:g} ms: longer tests (seconds) would tell"
+        sentence += f". {_nearest(points, unclear, limit)}"
     else:
         sentence = f"No setting keeps p99 under {limit:g} ms; the nearest is {_words(points[front[0]])}"
     if recommended is not None and front:
@@ -154,6 +157,14 @@ def _result(stage: LoadStage, task: TestLoad, tests: list[LoadTest]) -> LoadSear
         knee=knee,
         recommended=recommended,
     )
+
+
+def _nearest(points: Sequence[LoadPoint], unclear: Sequence[int], limit: float | None) -> str:
+    """Of the settings that nothing can be claimed of (by rising throughput), the one to look at more closely."""
+    below = [number for number in unclear if limit is not None and (points[number].p99_ms or limit) < limit]
+    if below:
+        return f"The most throughput with a measured p99 below it: {_words(points[below[-1]])}"
+    return f"The nearest is {_words(points[unclear[0]])}"
 
 
 def _words(point: LoadPoint) -> str:
