@@ -98,6 +98,7 @@ def _demand_sense(settings: LoadSettings, raw: dict[str, Any]) -> None:
         )
     if settings.kind == "run" and settings.arrivals == "replay" and not settings.trace:
         raise SessionError(f"{WORD}: a replay needs a trace: a file with one arrival time in seconds a line.")
+    _demand_use(settings)
     if settings.trace and not os.path.isabs(settings.trace):
         raise SessionError(f"{WORD}: the engine needs the whole path of the trace, from / on.")
     seconds = settings.duration
@@ -134,6 +135,20 @@ def _demand_sense(settings: LoadSettings, raw: dict[str, Any]) -> None:
             raise SessionError(f"{WORD}: a server has its own priorities and preferred_batch_sizes: leave them out.")
         if settings.sweep:
             raise SessionError(f"{WORD}: a server's batching cannot be changed from here, so a sweep needs no url.")
+
+
+def _demand_use(settings: LoadSettings) -> None:
+    """Refuse what would count for nothing in silence."""
+    needs = {
+        "trace": (settings.arrivals == "replay", 'arrivals = "replay"'),
+        "burst_size": (settings.arrivals == "bursty", 'arrivals = "bursty"'),
+        "model_name": (settings.url is not None, "url"),
+        **dict.fromkeys(("sweep_batch_sizes", "sweep_waits_ms", "sweep_instances"), (settings.sweep, "sweep")),
+    }
+    standard = LoadSettings()
+    for name, (met, needed) in needs.items():
+        if not met and getattr(settings, name) not in (getattr(standard, name), ""):
+            raise SessionError(f"{WORD}: {name} counts only with {needed}.")
 
 
 def check_knobs(knobs: LoadKnobs) -> LoadKnobs:

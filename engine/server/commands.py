@@ -36,6 +36,7 @@ from ..protocol import (
     GetResults,
     ListTechniques,
     LoadHistory,
+    LoadKnobs,
     LoadSearch,
     LoadTest,
     MeasureVariant,
@@ -180,6 +181,10 @@ def _cancel_job(engine: "Engine", command: CancelJob) -> Result:
 def _steer(engine: "Engine", command: SteerLoad) -> Result:
     if command.job not in engine.session.jobs:
         raise CommandError(f"There is no job {command.job}.")
+    settings = engine.jobs.load_of(command.job)
+    if settings is not None and settings.kind != "run" and command.knobs != LoadKnobs():
+        what = "sweep" if settings.kind == "sweep" else "search"
+        raise CommandError(f"A {what} chooses load and batching by itself: it can only be stopped or cancelled.")
     engine.jobs.steer(command.job, Steer(knobs=check_knobs(command.knobs), stop=command.stop))
     return Done()
 

@@ -1,13 +1,16 @@
 """What a load test may be asked to do: recipes, forms and commands read into settings, with sentences."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from session_makers import add_variant
 
-from engine.protocol import LoadKnobs, LoadSettings
+from engine.protocol import LoadKnobs, LoadSettings, Steer, SteerLoad
 from engine.recipes.files import RecipeError, read_recipe
 from engine.recipes.loads import check_knobs, check_load, describe_load_test, read_load, search_key
+from engine.server.commands import CommandError, _steer
 from engine.session import Session, SessionError
 
 
@@ -41,6 +44,10 @@ def test_a_load_is_read_from_text_as_from_numbers() -> None:
         ),
         ({"rate": 5, "url": "http://x:1", "priority_levels": 2}, "a server has its own priorities"),
         ({"rate": 5, "url": "ftp://x"}, "http://host:port or grpc://host:port"),
+        ({"rate": 5, "trace": "/t.txt"}, 'trace counts only with arrivals = "replay"'),
+        ({"rate": 5, "burst_size": 4}, 'burst_size counts only with arrivals = "bursty"'),
+        ({"rate": 5, "model_name": "m"}, "model_name counts only with url"),
+        ({"rate": 5, "sweep_waits_ms": [0, 5]}, "sweep_waits_ms counts only with sweep"),
         ({"sweep": True, "url": "http://x:1"}, "a server's batching cannot be changed"),
     ],
 )
@@ -109,3 +116,17 @@ def test_a_recipe_with_a_load_test_is_checked_before_anything_runs(tmp_path: Pat
         read_recipe(recipe("seconds = 20"))
     with pytest.raises(RecipeError, match="Did you mean max_batch_size"):
         read_recipe(recipe("rate = 2\nmax_batchsize = 20"))
+
+
+def test_a_search_and_a_sweep_take_no_knobs_only_a_stop() -> None:
+    told: list[Steer] = []
+    loads = {"one": LoadSettings(rate=5.0), "search": LoadSettings(slo_p99_ms=5.0), "sweep": LoadSettings(sweep=True)}
+    jobs = SimpleNamespace(load_of=loads.get, steer=lambda job, message: told.append(message))
+    engine = cast(Any, SimpleNamespace(session=SimpleNamespace(jobs=loads), jobs=jobs))
+    pause = LoadKnobs(paused=True)
+    _steer(engine, SteerLoad(request=0, job="one", knobs=pause))
+    for kind in ("search", "sweep"):
+        with pytest.raises(CommandError, match=f"A {kind} chooses load and batching by itself"):
+            _steer(engine, SteerLoad(request=0, job=kind, knobs=pause))
+        _steer(engine, SteerLoad(request=0, job=kind, stop=True))
+    assert [(one.knobs == pause, one.stop) for one in told] == [(True, False), (False, True), (False, True)]
