@@ -97,6 +97,16 @@ async def test_the_form_shows_the_fields_of_the_load_and_what_the_engine_says_of
         await seen.until(lambda: seen.app.screen.query_one("#start").disabled, "a button that cannot be pressed")
 
 
+@pytest.mark.parametrize("size", SIZES)
+async def test_the_field_one_is_in_is_explained_in_full_however_small_the_terminal(size: tuple[int, int]) -> None:
+    async with dashboard(loads.snapshot(), loads.answers(), size=size) as seen:
+        await seen.press("down", "down", "l")
+        await seen.sees("--rate 1600")
+        await seen.press("down")
+        await seen.sees("Requests a second, whatever becomes of them (above 0 to 1e+07)")
+        await seen.sees("Start (⏎)", "--rate 1600")
+
+
 async def test_enter_starts_from_any_field() -> None:
     async with dashboard(loads.snapshot(), loads.answers()) as seen:
         await seen.press("down", "down", "l")

@@ -77,6 +77,7 @@ class LoadFormScreen(ModalScreen[tuple[str, LoadSettings] | None]):
             with VerticalScroll(id="load-fields", can_focus=False):
                 yield Form((LOAD,), {"load": self._load}, id="load-kind")
                 yield Vertical(id="load-settings")
+            yield Static(id="field-help")
             yield Static(id="command", classes="hint")
             yield Static(id="problem", classes="error")
             with Horizontal(classes="buttons"):
@@ -97,6 +98,10 @@ class LoadFormScreen(ModalScreen[tuple[str, LoadSettings] | None]):
         await box.remove_children()
         await box.mount(Form(fields, given, id="load-values"))
         self._checked()
+
+    @on(Form.Explained)
+    def _explain_field(self, message: Form.Explained) -> None:
+        self.query_one("#field-help", Static).update(content(message.text))
 
     @on(Form.Changed, "#load-kind")
     def _load_chosen(self) -> None:
