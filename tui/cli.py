@@ -184,12 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--calibration-data", metavar="NPZ", help="data for calibration, without labels")
     model.add_argument("--shapes", metavar="JSON", help='open axes of an .onnx, e.g. \'{"x": ["batch", 3, 48, 320]}\'')
     model.add_argument("--trust", action="store_true", help="allow a pickled .pt: loading it runs code from the file")
-    output = _Parser(add_help=False)
-    shape = output.add_mutually_exclusive_group()
-    shape.add_argument("--json", action="store_true", help="print one JSON object")
-    shape.add_argument("--csv", action="store_true", help="print CSV")
-    shape.add_argument("--markdown", action="store_true", help="print a Markdown table (the default)")
-    output.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    output, plain = _output(csv=True), _output(csv=False)
 
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
@@ -212,16 +207,16 @@ def _parser() -> argparse.ArgumentParser:
 
     add("compare", "print the table of all variants", output)
 
-    explains = add("explain", "say why a variant is, or is not, faster than another", output)
+    explains = add("explain", "say why a variant is, or is not, faster than another", plain)
     explains.add_argument("variant", metavar="VARIANT", help="a name, an id or best")
     explains.add_argument("--against", metavar="VARIANT", help="the other one (default: the one it was made from)")
-    profiles = add("profile", "say where a variant's time goes, operator by operator", output)
+    profiles = add("profile", "say where a variant's time goes, operator by operator", plain)
     profiles.add_argument("variant", metavar="VARIANT", help="a name, an id or best")
     for one in (explains, profiles):
         one.add_argument("--runtime", metavar="RUNTIME", help="measure under this runtime (default: the natural one)")
         one.add_argument("--again", action="store_true", help="measure anew even if the answer is known")
 
-    loads = add("load-test", "send requests to a variant and measure throughput and tail latency", output)
+    loads = add("load-test", "send requests to a variant and measure throughput and tail latency", plain)
     loads.add_argument("variant", metavar="VARIANT", help="a name, an id or best")
     loads.add_argument("--runtime", metavar="RUNTIME", help="default: that of its best measurement")
     loads.add_argument("--device", metavar="DEVICE", help='"cpu", "cuda:0", … (default: the session\'s)')
@@ -229,17 +224,18 @@ def _parser() -> argparse.ArgumentParser:
         loads.add_argument(f"--{flag}", action="store_true", default=None, help=meaning)
     for option, (metavar, meaning) in LOAD_OPTIONS.items():
         loads.add_argument(f"--{option}", metavar=metavar, help=meaning)
-    steers = add("steer", "turn the knobs of the load test that runs, from another terminal", output)
+    steers = add("steer", "turn the knobs of the load test that runs, from another terminal", plain)
     steers.add_argument("--rate", type=float, metavar="R", help="requests a second")
     steers.add_argument("--concurrency", type=int, metavar="N", help="callers")
     steers.add_argument("--max-batch-size", type=int, metavar="B")
     steers.add_argument("--max-wait-ms", type=float, metavar="W")
     steers.add_argument("--instances", type=int, metavar="I")
-    steers.add_argument("--pause", action="store_true", help="send nothing for now")
-    steers.add_argument("--resume", action="store_true", help="go on")
+    pauses = steers.add_mutually_exclusive_group()
+    pauses.add_argument("--pause", action="store_true", help="send nothing for now")
+    pauses.add_argument("--resume", action="store_true", help="go on")
     steers.add_argument("--stop", action="store_true", help="end it now and keep what was measured")
 
-    serves = add("serve", "serve a variant to other programs: KServe v2 over HTTP and gRPC, plain JSON", output)
+    serves = add("serve", "serve a variant to other programs: KServe v2 over HTTP and gRPC, plain JSON", plain)
     serves.add_argument("variant", metavar="VARIANT", help="a name, an id or best")
     serves.add_argument("--runtime", metavar="RUNTIME", help="default: that of its best measurement")
     serves.add_argument("--device", metavar="DEVICE", help='"cpu", "cuda:0", … (default: the session\'s)')
@@ -258,7 +254,7 @@ def _parser() -> argparse.ArgumentParser:
     serves.add_argument("--instances", type=int, metavar="I", help="copies of the model side by side (default: 1)")
     serves.add_argument("--max-request-bytes", type=int, metavar="N", help="refuse longer bodies (default: 64 MiB)")
 
-    exports = add("export", "write variants, results, report and recipe to a directory", output)
+    exports = add("export", "write variants, results, report and recipe to a directory", plain)
     exports.add_argument("variants", nargs="*", metavar="VARIANT", help="names, ids or best (default: best)")
     exports.add_argument("--to", required=True, metavar="DIR", help="where to write")
     exports.add_argument("--overwrite", action="store_true", help="replace an earlier export in DIR")
@@ -270,12 +266,24 @@ def _parser() -> argparse.ArgumentParser:
     attaches.add_argument("model", nargs="?", metavar="SESSION", help="the session's directory")
     attaches.set_defaults(headless=False)
 
-    stops = add("stop", "end a session's engine; everything is kept", output)
+    stops = add("stop", "end a session's engine; everything is kept", plain)
     stops.add_argument("--cancel-jobs", action="store_true", help="even while jobs run: they are cancelled")
 
     demo = add("demo", "open the dashboard on a sample model", model, output)
     demo.add_argument("--headless", action="store_true", help="no dashboard: run the sample recipe and print the table")
     return parser
+
+
+def _output(csv: bool) -> _Parser:
+    """How to print; `csv`: the answer is the table of variants."""
+    output = _Parser(add_help=False)
+    shape = output.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="print one JSON object")
+    if csv:
+        shape.add_argument("--csv", action="store_true", help="print CSV")
+    shape.add_argument("--markdown", action="store_true", help="print Markdown (the default)")
+    output.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    return output
 
 
 def _whole_numbers(text: str) -> list[int]:

@@ -7,7 +7,7 @@ within the limit; otherwise as every command (1 failed, 2 wrong usage, 130 cance
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -34,6 +34,9 @@ from .sessions import UsageError
 LISTS = ("preferred_batch_sizes", "sweep_batch_sizes", "sweep_waits_ms", "sweep_instances")
 """Options with several values, set apart by commas."""
 
+CHOICES = ("arrivals", "wait")
+"""Options that are one of a few words."""
+
 BEYOND_LIMIT = 3
 """Measured, but not what was asked for."""
 
@@ -50,11 +53,19 @@ def settings_of(options: argparse.Namespace) -> LoadSettings:
             raw[name] = value.split(",") if name in LISTS else value
     if "trace" in raw:
         raw["trace"] = str(Path(raw["trace"]).absolute())
+    return _checked(raw)
+
+
+def _checked(raw: dict[str, Any]) -> LoadSettings:
+    """The values as settings. Raises UsageError with a sentence that names the option."""
     try:
         return msgspec.convert(raw, LoadSettings, strict=False)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$.")
-        option = where.partition("[")[0].rstrip("`").replace("_", "-")
+        name = where.partition("[")[0].rstrip("`")
+        option = "slo-p99" if name == "slo_p99_ms" else name.replace("_", "-")
+        if choices := get_args(LoadSettings.__annotations__[name].__origin__) if name in CHOICES else ():
+            raise UsageError(f"--{option} is {' or '.join(choices)}, not {printable(str(raw[name]))}.") from None
         raise UsageError(f"--{option}: {what[0].lower()}{what[1:]}.") from None
 
 
@@ -100,7 +111,9 @@ async def steer(session: Path, options: argparse.Namespace) -> int:
             raise UsageError("No load test is running in this session. Start one: trimtab load-test VARIANT --rate 100")
         job: Job = running[-1]
         paused = True if options.pause else False if options.resume else None
-        knobs = LoadKnobs(**{name: getattr(options, name) for name in KNOBS}, paused=paused)
+        turned = {name: value for name in KNOBS if (value := getattr(options, name)) is not None}
+        _checked(turned)
+        knobs = LoadKnobs(**turned, paused=paused)
         if knobs == LoadKnobs() and not options.stop:
             raise UsageError(
                 "Nothing to change: give --rate, --max-batch-size, --pause, --stop … (trimtab steer --help)."
@@ -109,7 +122,10 @@ async def steer(session: Path, options: argparse.Namespace) -> int:
         if options.json:
             print_result(json.dumps({"schema": "trimtab/steer/1", "job": job.id}))
         else:
-            print(f"Done: {printable(job.title)}.")
+            said = [f"{name.replace('_', ' ')} {value:g}" for name, value in turned.items()]
+            said += [] if paused is None else ["paused" if paused else "resumed"]
+            said += ["it ends now, and what was measured is kept"] if options.stop else []
+            print(f"{printable(job.title)}: {', '.join(said)}.")
         return 0
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Protocol
 
-from engine.protocol import Failed, RecipeRun, Running, Snapshot, Step, Variant
+from engine.protocol import Failed, Queued, RecipeRun, Running, Snapshot, Step, Variant
 
 MARKS = {
     "succeeded": "done",
@@ -46,13 +46,14 @@ class Silence:
 
 
 class PlainLines:
-    """One line when a step starts, every 10 s while it runs, and when it ends."""
+    """One line when a step starts, what it waits for, one every 10 s while it runs, and when it ends."""
 
     every_seconds = 10.0
 
     def __init__(self) -> None:
         self._told: dict[int, str] = {}
         self._last = 0.0
+        self._waits = ""
 
     def show(self, snapshot: Snapshot, run: RecipeRun) -> None:
         for index, step in enumerate(run.steps):
@@ -61,6 +62,10 @@ class PlainLines:
             self._told[index] = step.status
             self._last = time.monotonic()
             _say(_sentence(index, step, run, snapshot))
+        waits = waiting(snapshot, run)
+        if waits and waits != self._waits:
+            _say(f"  {waits}")
+        self._waits = waits
         running = doing(snapshot, run)
         if running and time.monotonic() - self._last > self.every_seconds:
             self._last = time.monotonic()
@@ -83,7 +88,7 @@ class LiveLine:
                 self._told.add(index)
                 self._clear()
                 _say(_sentence(index, step, run, snapshot))
-        line = doing(snapshot, run)
+        line = doing(snapshot, run) or waiting(snapshot, run)
         if line != self._drawn:
             self._clear()
             width = _terminal_width()
@@ -107,6 +112,16 @@ def doing(snapshot: Snapshot, run: RecipeRun) -> str:
             share = f"{100 * job.state.done / job.state.total:3.0f} %" if job.state.total else ""
             parts = [printable(job.title), share, printable(job.state.message)]
             return "  ".join(part for part in parts if part)
+    return ""
+
+
+def waiting(snapshot: Snapshot, run: RecipeRun) -> str:
+    """What the run's jobs wait for while none of them runs, or nothing."""
+    jobs = [job for job in snapshot.jobs if job.recipe_run == run.id]
+    if not any(isinstance(job.state, Running) for job in jobs):
+        for job in jobs:
+            if isinstance(job.state, Queued) and job.state.waiting_for:
+                return printable(f"{job.title}  waiting for {job.state.waiting_for}")
     return ""
 
 

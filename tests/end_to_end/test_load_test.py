@@ -55,7 +55,7 @@ def test_loads_are_measured_steered_and_read_again(exported):
         while shell.trimtab("steer", "--rate", "40", "--max-batch-size", "2").returncode != 0:
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        assert shell.trimtab("steer", "--max-batch-size", "0").returncode == 1
+        assert shell.trimtab("steer", "--max-batch-size", "0").returncode == 2
         assert shell.trimtab("steer").returncode == 2
         time.sleep(1.5)  # for some requests to be sent at the new rate
         assert shell.json("steer", "--stop")["schema"] == "trimtab/steer/1"

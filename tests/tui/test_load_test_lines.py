@@ -9,14 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.protocol import LoadKnobs, LoadSettings, LoadTest
-from tui import cli, load_form, load_testing
+from engine.protocol import LoadKnobs, LoadSettings, LoadTest, Queued, RunLoadTest
+from tui import cli, load_form, load_testing, progress
 from tui.lines import Line
 from tui.loads import MOST_POINTS, Found, LoadCourse, load_in_words
 from tui.panes import load_figures, load_search
 from tui.panes.load_charts import Drawn, charts_of, cut, window_of
 from tui.panes.load_knobs import still_asked, turned
 from tui.panes.load_lines import Chart, Columns, Curve, Window, axis, draw, page, round_up, title, whole_window
+from tui.sessions import UsageError
 
 
 def course_of(count: int, **more: Any) -> LoadCourse:
@@ -264,3 +265,30 @@ def test_every_setting_can_be_given_on_the_command_line() -> None:
     )
     known = {name.replace("-", "_") for name in (*cli.LOAD_FLAGS, *cli.LOAD_OPTIONS)}
     assert known - {"slo_p99"} | {"slo_p99_ms"} == set(LoadSettings.__struct_fields__)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("load-test int8 --slo-p99 0", "--slo-p99: expected"),
+        ("load-test int8 --arrivals often", "--arrivals is poisson or constant or bursty or replay, not often."),
+        ("load-test int8 --rate 5 --wait never", "--wait is when-it-pays or always, not never."),
+        ("load-test int8 --rate 5 --csv", "does not know --csv"),
+        ("steer --pause --resume", "not allowed with"),
+    ],
+)
+def test_wrong_usage_names_the_option_and_what_it_takes(line: str, sentence: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_testing.settings_of(cli._parse(line.split()))
+    assert sentence in str(caught.value)
+
+
+def test_progress_says_what_a_load_test_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
+    queued = msgspec.structs.replace(loads.job(), state=Queued(waiting_for="Latency of int8"))
+    snapshot = loads.snapshot(jobs=(queued,))
+    run = msgspec.structs.replace(loads.answers()[RunLoadTest].run, id=queued.recipe_run)
+    lines = progress.PlainLines()
+    for _ in range(2):
+        lines.show(snapshot, run)
+    assert capsys.readouterr().err.count("waiting for Latency of int8") == 1
+    assert progress.waiting(loads.snapshot(jobs=(queued, loads.job("j9"))), run) == ""
