@@ -24,6 +24,9 @@ CALLERS = 300
 POISON, GIVES_UP = 0.01, 0.05
 """Shares of the requests that make the model raise, and of those whose caller cancels within 10 ms."""
 
+FEWEST_SAMPLES = 5
+"""A busy machine takes its time over each."""
+
 HANG_SECONDS = 30.0
 """A call that takes longer never ends."""
 
@@ -59,7 +62,10 @@ class Outcome:
 
 
 async def trouble(seconds: float, every: float, told: Callable[[Sample], None] = lambda sample: None) -> Outcome:
-    """Load the batcher for so long. A sample each `every` seconds goes to `told` and into the outcome."""
+    """Load the batcher for so long, or longer until there are `FEWEST_SAMPLES`: one each `every` seconds.
+
+    Samples go to `told` and into the outcome.
+    """
     chance = random.Random(1)
     outcome = Outcome()
 
@@ -69,11 +75,16 @@ async def trouble(seconds: float, every: float, told: Callable[[Sample], None] =
             raise Unreliable
         return {"y": inputs["x"] * 2}
 
+    gc.collect()
+    gc.freeze()  # what was there before takes no part: collecting it again and again would take most of a short run
     async with DynamicBatcher(model, POLICY) as batcher:
         start = time.monotonic()
 
+        def going_on() -> bool:
+            return time.monotonic() - start < seconds or len(outcome.samples) < FEWEST_SAMPLES
+
         async def caller() -> None:
-            while time.monotonic() - start < seconds:
+            while going_on():
                 values = np.full((chance.randint(1, 4), chance.choice([2, 2, 3])), chance.random())
                 if chance.random() < POISON:
                     values[0, 0] = -1
@@ -95,8 +106,8 @@ async def trouble(seconds: float, every: float, told: Callable[[Sample], None] =
                     outcome.ends["hung"] += 1
 
         async def watch() -> None:
-            while (now := time.monotonic() - start) < seconds:
-                await asyncio.sleep(min(every, seconds - now))
+            while going_on():
+                await asyncio.sleep(every)
                 gc.collect()
                 memory = psutil.Process().memory_info().rss
                 now, cpu = time.monotonic() - start, time.process_time()
@@ -108,6 +119,7 @@ async def trouble(seconds: float, every: float, told: Callable[[Sample], None] =
         await asyncio.gather(*(caller() for _ in range(CALLERS)))
         await watching
         outcome.totals, outcome.depth = batcher.statistics.totals(), batcher.depth
+    gc.unfreeze()
     return outcome
 
 
