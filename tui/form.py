@@ -25,7 +25,7 @@ from engine.protocol import Field
 
 from . import parameters
 from .choice import Choice
-from .text import content
+from .text import clean, content
 from .tick import Tick
 
 
@@ -114,9 +114,8 @@ class Form(Vertical):
             widget = Choice(field.choices, value, optional=field.optional)
             self.values[field.name] = widget.value
         else:
-            widget = Input(
-                parameters.written(field, value), compact=True, placeholder="automatic" if field.optional else ""
-            )
+            empty = clean(field.empty, 16) if field.optional else ""
+            widget = Input(parameters.written(field, value), compact=True, placeholder=empty)
             widget.cursor_blink = False
         widget.add_class("form-input")
         widget.set_class(field.kind == "list", "-long")

@@ -74,8 +74,8 @@ def hint(field: Field) -> str:
     parts = [described] if described else []
     if allowed:
         parts.append(f"({allowed})" if described else allowed[:1].upper() + allowed[1:])
-    if field.optional:
-        parts.append("Empty: automatic.")
+    if field.optional and "empty:" not in described:
+        parts.append(f"Empty: {field.empty}.")
     return " ".join(parts)
 
 

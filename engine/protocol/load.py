@@ -35,6 +35,10 @@ def too_many(rate: float, seconds: float) -> str | None:
     )
 
 
+NONE = {"empty": "none"}
+"""Of a setting that may stay empty: there is none then, where another would be chosen."""
+
+
 class LoadSettings(Record):
     """What a load test is asked to do: the recipe's keys, the command line's options and the dashboard's form."""
 
@@ -62,7 +66,10 @@ class LoadSettings(Record):
     ) = None
     warm_up_seconds: Annotated[float, Meta(ge=0, le=3600, description="sent before, counted for nothing")] = 1.0
     slo_p99_ms: (
-        Annotated[float, Meta(gt=0, description="limit for p99 latency; without a load: find the highest rate")] | None
+        Annotated[
+            float, Meta(gt=0, description="limit for p99 latency; without a load: find the highest rate", extra=NONE)
+        ]
+        | None
     ) = None
     sweep: Annotated[bool, Meta(description="try maximum batch sizes, waits and instances; name the best")] = False
     max_batch_size: Annotated[int, Meta(ge=1, le=65_536, description="rows of the largest batch")] = 32
@@ -84,14 +91,22 @@ class LoadSettings(Record):
     priority_levels: Annotated[
         int, Meta(ge=1, le=64, description="spread the requests over so many priorities; 1 is served first")
     ] = 1
-    timeout_ms: Annotated[float, Meta(gt=0, description="how long a request may wait in the queue")] | None = None
+    timeout_ms: (
+        Annotated[float, Meta(gt=0, description="how long a request may wait in the queue", extra=NONE)] | None
+    ) = None
     rows_per_request: Annotated[int, Meta(ge=1, le=65_536, description="samples in one request")] = 1
     same_input: Annotated[bool, Meta(description="send one request again and again instead of the user's data")] = False
     seed: Annotated[int, Meta(ge=0, description="of arrivals and inputs")] = 0
     burst_size: Annotated[int, Meta(ge=1, le=100_000, description="requests that arrive together when bursty")] = 8
-    trace: Annotated[str, Meta(description="file with one arrival time in seconds a line, for a replay")] | None = None
+    trace: (
+        Annotated[str, Meta(description="file with one arrival time in seconds a line, for a replay", extra=NONE)]
+        | None
+    ) = None
     url: (
-        Annotated[str, Meta(description="a running KServe v2 server (http://… or grpc://…) instead of this process")]
+        Annotated[
+            str,
+            Meta(description="a running KServe v2 server (http://… or grpc://…) instead of this process", extra=NONE),
+        ]
         | None
     ) = None
     model_name: Annotated[str, Meta(description="what that server calls the model")] | None = None

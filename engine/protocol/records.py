@@ -329,7 +329,9 @@ class Field(Record):
     description: str = ""
     default: Any = None
     optional: bool = False
-    """None is a legal value ("automatic")."""
+    """None is a legal value."""
+    empty: str = "automatic"
+    """What None means."""
     choices: tuple[str, ...] = ()
     minimum: float | None = None
     maximum: float | None = None

@@ -211,6 +211,8 @@ def _describe(annotation: Any) -> tuple[Any, dict[str, Any]]:
             if isinstance(meta, Meta):
                 if meta.description:
                     details["description"] = meta.description
+                if meta.extra and "empty" in meta.extra:
+                    details["empty"] = meta.extra["empty"]
                 if meta.ge is not None or meta.gt is not None:
                     details["minimum"] = meta.ge if meta.ge is not None else meta.gt
                     details["exclusive_minimum"] = meta.gt is not None

@@ -75,6 +75,8 @@ def test_a_form_shows_every_setting_with_its_limits_and_hears_of_errors() -> Non
     fields = {field.name: field for field in info.fields}
     assert set(fields) == set(LoadSettings.__struct_fields__)
     assert all(field.description for field in info.fields)
+    none = {name for name, field in fields.items() if field.optional and field.empty == "none"}
+    assert none == {"slo_p99_ms", "timeout_ms", "trace", "url"}
     assert fields["arrivals"].choices == ("poisson", "constant", "bursty", "replay")
     assert fields["max_batch_size"].minimum == 1
     assert info.unavailable == "Open a model first."

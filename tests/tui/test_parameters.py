@@ -53,6 +53,9 @@ def test_the_range_is_written_in_words() -> None:
     assert limits(Field(name="x", kind="integer", minimum=1)) == " from 1"
     assert limits(Field(name="x", kind="integer", maximum=8)) == " up to 8"
     assert hint(FORMAT) == "Empty: automatic."
+    assert hint(Field(name="limit", kind="number", optional=True, empty="none")) == "Empty: none."
+    said = Field(name="seconds", kind="number", optional=True, description="of sending; empty: 10")
+    assert hint(said) == "Of sending; empty: 10"
     assert hint(SAMPLES) == "How many (from 8 to 10000)"
 
 
