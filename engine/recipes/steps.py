@@ -232,7 +232,7 @@ async def measure(runner: "RecipeRunner", id: str, variant: Variant, kinds: tupl
             task = make_task(where)
             if task is None:
                 continue
-            title = f"{kind.capitalize()} of {variant.name} · {runtime}"
+            title = f"{kind.capitalize().replace('-', ' ')} of {variant.name} · {runtime}"
             request = JobRequest(task=task, title=title, kind=kind, variant=variant.id, device=device, recipe_run=id)
             job = await runner.run_job(id, request)
             ran, last = True, job.id

@@ -52,9 +52,10 @@ def test_loads_are_measured_steered_and_read_again(exported):
     )
     try:
         deadline = time.monotonic() + 60
-        while shell.trimtab("steer", "--rate", "40", "--max-batch-size", "2").returncode != 0:
+        while (turned := shell.trimtab("steer", "--rate", "40", "--max-batch-size", "2")).returncode != 0:
             assert time.monotonic() < deadline
             time.sleep(0.2)
+        assert turned.stdout == "Load test of export-onnx · onnxruntime: rate 40, max batch size 2.\n"
         assert shell.trimtab("steer", "--max-batch-size", "0").returncode == 2
         assert shell.trimtab("steer").returncode == 2
         time.sleep(1.5)  # for some requests to be sent at the new rate

@@ -199,11 +199,8 @@ def side_by_side(snapshot: Snapshot, one: Variant, other: Variant, warnings: Map
     a, b = (next(iter(accuracies(snapshot, id)), None) for id in (one.id, other.id))
     change = ""
     if a is not None and b is not None:
-        change = (
-            f"{figures.points(a.value - b.value)} pt lower"
-            if a.value >= b.value
-            else (f"{figures.points(b.value - a.value)} pt higher")
-        )
+        lower, points = a.value - b.value, figures.points(abs(a.value - b.value))
+        change = "the same" if lower == 0 else f"{points} pt {'lower' if lower > 0 else 'higher'}"
     lines.append(
         _line("accuracy", figures.accuracy(a.value if a else None), figures.accuracy(b.value if b else None), change)
     )

@@ -40,6 +40,8 @@ async def test_two_variants_stand_side_by_side() -> None:
         await seen.sees("3.82× smaller", "0.21 pt lower")  # begins with the best beside the baseline
         await seen.press("home", "down", "down", "space", "end")
         await seen.sees("onnx", "prune 50 %", "A → B", "3.59× smaller", "1.39 pt lower")
+        await seen.press("home", "space", "down")
+        await seen.sees("the same")
 
 
 async def test_a_narrow_comparison_keeps_the_verdict() -> None:
