@@ -287,7 +287,10 @@ def _output(csv: bool) -> _Parser:
 
 
 def _whole_numbers(text: str) -> list[int]:
-    return [int(part) for part in text.replace(",", " ").split()]
+    try:
+        return [int(part) for part in text.replace(",", " ").split()]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"whole numbers with commas between them, not {text!r}") from None
 
 
 def _technique_parameters(rest: list[str]) -> dict[str, Any]:

@@ -275,6 +275,7 @@ def test_every_setting_can_be_given_on_the_command_line() -> None:
         ("load-test int8 --rate 5 --wait never", "--wait is when-it-pays or always, not never."),
         ("load-test int8 --rate 5 --csv", "does not know --csv"),
         ("steer --pause --resume", "not allowed with"),
+        ("serve int8 --preferred-batch-sizes 8,x", "sizes: whole numbers with commas between them, not '8,x'"),
     ],
 )
 def test_wrong_usage_names_the_option_and_what_it_takes(line: str, sentence: str) -> None:
