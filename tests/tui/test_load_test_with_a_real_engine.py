@@ -50,6 +50,7 @@ async def test_start_turn_knobs_end_and_lay_over(session: Path) -> None:  # noqa
         await seen.press("enter")
         await seen.sees("┅ baseline before", "B/A", "They differ in:")
     async with attached(session) as seen:
+        await seen.sees("● baseline")
         await seen.press("enter")
         await seen.sees("Under load")
         await seen.press("l")
