@@ -43,8 +43,8 @@ technique = "export-onnx"
 name = "onnx"
 
 [[steps]]
-technique = "quantize-dynamic"
-name = "dynamic"
+technique = "quantize-fp16"
+name = "half"
 from = "onnx"
 
 [[steps]]
