@@ -63,14 +63,15 @@ class CopyScreen(ModalScreen[None]):
 
     @on(Input.Submitted)
     def _write(self) -> None:
-        path = Path(self.query_one("#file", Input).value.strip()).expanduser().absolute()
+        given = self.query_one("#file", Input).value.strip()
+        path = Path(given).expanduser().absolute()
         try:
             with path.open("x", encoding="utf-8") as file:
                 file.write(list(self._texts.values())[-1])
         except FileExistsError:
-            self._tell(f"{path} exists already; choose another name.")
+            self._tell(f"{given} exists already; choose another name.")
         except OSError as error:
-            self._tell(f"{path} cannot be written: {error.strerror}.")
+            self._tell(f"{given} cannot be written: {error.strerror}.")
         else:
             self._tell(f"Written to {path}.")
 

@@ -49,4 +49,4 @@ async def test_the_recipe_can_be_written_to_a_file_and_never_over_one(
         await seen.until(lambda: (tmp_path / "a.toml").exists(), "the file")
         assert (tmp_path / "a.toml").read_text().startswith('model = "residual_cnn.py"')
         await seen.press("enter")
-        await seen.sees("exists already")
+        await seen.sees("a.toml exists already")
