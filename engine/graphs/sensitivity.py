@@ -249,8 +249,8 @@ def _noises(
         return _noise(judge.answers(quantizer.simulate(sensitive), simulated=True))
 
     def look(block: list[str]) -> tuple[float, list[str]]:
-        without = noise_of(block)
-        return max(full - without, noise_of([name for name in names if name not in set(block)])), block
+        without, inside = noise_of(block), set(block)
+        return max(full - without, noise_of([name for name in names if name not in inside])), block
 
     began = time.monotonic()
     full = noise_of(())
