@@ -65,9 +65,9 @@ def test_every_sample_is_pruned_exported_and_quantized_and_the_table_shows_what_
     (shell.directory / "recipe.toml").write_text(RECIPE.format(name=name, quantization=QUANTIZATION[name]))
     run = shell.json("run", "recipe.toml")
     assert [step["status"] for step in run["steps"]] == ["succeeded"] * 3, run["steps"]
-    baseline, pruned, exported, int8 = run["variants"]
-    assert [variant["parent"] for variant in (pruned, exported, int8)] == [
-        variant["id"] for variant in (baseline, pruned, exported)
+    baseline, pruned, exported, int8, *others = run["variants"]  # quantizing may leave a front of several
+    assert [variant["parent"] for variant in (pruned, exported, int8, *others)] == [
+        variant["id"] for variant in (baseline, pruned, exported, *(exported for _ in others))
     ]
     assert pruned["macs"] <= 0.5 * baseline["macs"]
     assert pruned["parameter_count"] < 0.75 * baseline["parameter_count"]

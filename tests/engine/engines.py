@@ -65,11 +65,17 @@ async def until(client: EngineClient, condition: Callable[[Snapshot], bool], sec
     return client.state
 
 
-async def job_of(client: EngineClient, run: RecipeRun, condition: Callable[[Job], bool] = lambda job: True) -> Job:
-    """The newest job of a run, once there is one and it meets the condition."""
+async def job_of(
+    client: EngineClient, run: RecipeRun, condition: Callable[[Job], bool] = lambda job: True, kind: str | None = None
+) -> Job:
+    """The newest job of a run, once there is one and it meets the condition.
+
+    In a run of several jobs name the kind: the end of one and the start of the next may be seen as one change.
+    """
 
     def newest(state: Snapshot) -> Job | None:
-        return next((job for job in reversed(state.jobs) if job.recipe_run == run.id), None)
+        jobs = (job for job in reversed(state.jobs) if job.recipe_run == run.id and kind in (None, job.kind))
+        return next(jobs, None)
 
     state = await until(client, lambda state: (job := newest(state)) is not None and condition(job))
     found = newest(state)

@@ -57,9 +57,7 @@ async def test_a_worker_killed_in_the_middle_of_training_goes_on_from_its_checkp
         return list((session / "checkpoints").glob("*/training.pt"))
 
     run = await start(client, recipe)
-    job = await job_of(
-        client, run, lambda job: job.kind == "distill" and (job.is_done or ("accuracy" in job.metrics and bool(kept())))
-    )
+    job = await job_of(client, run, lambda job: job.is_done or ("accuracy" in job.metrics and bool(kept())), "distill")
     worker = worker_pid(job)
     assert worker is not None
     os.kill(worker, signal.SIGKILL)
@@ -68,7 +66,7 @@ async def test_a_worker_killed_in_the_middle_of_training_goes_on_from_its_checkp
     before = await curve(client, job, "loss")
     assert kept()
 
-    again = await job_of(client, await start(client, recipe), lambda job: job.kind == "distill" and job.is_done)
+    again = await job_of(client, await start(client, recipe), lambda job: job.is_done, "distill")
     assert isinstance(again.state, Succeeded), again.state
     log = (session / "jobs" / again.id / "log.txt").read_text()
     assert "Going on from the checkpoint at step" in log

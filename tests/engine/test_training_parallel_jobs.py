@@ -40,9 +40,7 @@ async def training(client: EngineClient, recipe: Path):
     """Start the recipe; its training job once it has judged itself for the first time."""
     accepted = await client.request(RunRecipe(request=0, path=str(recipe)))
     assert isinstance(accepted, RunAccepted)
-    return await job_of(
-        client, accepted.run, lambda job: job.kind == "distill" and (job.is_done or "accuracy" in job.metrics)
-    )
+    return await job_of(client, accepted.run, lambda job: job.is_done or "accuracy" in job.metrics, "distill")
 
 
 async def ended(client: EngineClient, id: str):
