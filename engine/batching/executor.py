@@ -216,6 +216,9 @@ class BatchExecutor:
                 statuses = [request.status for request in instance.running]
                 for status in set(statuses):
                     self.statistics.left(now, status, statuses.count(status))
+                self.statistics.held(instance.held_seconds)
+                instance.held_seconds = 0.0
+                instance.finished, instance.finished_at = len(instance.running), now
                 instance.ended += instance.running
             instance.running = []
 
@@ -323,6 +326,10 @@ class _Instance:
         self.running: list[Request] = []
         self.ended: list[Request] = []
         """To be handed back: when the next batch is ready to run, or before this thread sleeps or ends."""
+        self.finished, self.finished_at = 0, 0.0
+        """How many of them ran, and when they ended."""
+        self.held_seconds = 0.0
+        """How long those then waited to be handed back, summed; not yet in the statistics."""
         self.abandoned = False
         self._executor = executor
         self.run = run
@@ -341,6 +348,9 @@ class _Instance:
         which gives the interpreter up: the model runs while the callers take their answers, not after.
         """
         ended, self.ended = self.ended, []
+        if self.finished:
+            self.held_seconds += self.finished * (clock() - self.finished_at)
+            self.finished = 0
         self._executor.hand_back(ended)
 
     def _work(self) -> None:

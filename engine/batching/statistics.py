@@ -50,7 +50,7 @@ class Totals:
     in_system: int
     """Requests that wait or run now."""
     request_seconds: float
-    """The integral of `in_system` over time: divided by the time passed, Little's L."""
+    """Summed over requests, from acceptance until it was handed back: divided by the time passed, Little's L."""
 
 
 class BatchStatistics:
@@ -86,6 +86,10 @@ class BatchStatistics:
             self._changed = now
             self._in_system -= count
         self._ended[status] += count
+
+    def held(self, seconds: float) -> None:
+        """So long, summed, requests that had left waited to be handed back."""
+        self._integral += seconds
 
     def ran(self, batch: Batch, queue_seconds: float) -> None:
         """The model was called once; `queue_seconds` summed over its requests."""

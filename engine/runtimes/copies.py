@@ -116,6 +116,10 @@ class ModelCopies:
                         copy.exact(inputs)
                     copy.warm.add(_shape(inputs))
         self.largest = max_rows
+        if self._on_torch_threads:  # the batcher calls them in threads of its own
+            from .pytorch import end_openmp_threads
+
+            end_openmp_threads()
 
     def _warm_ups(self, request: Arrays, max_rows: int, pool: Sequence[Arrays]) -> list[Arrays]:
         """The batches that `warm_up` calls a copy with."""
@@ -129,6 +133,11 @@ class ModelCopies:
         batches = [_repeated(inputs, size) for inputs in requests for size in sizes]
         self.cold_shapes = max(len(batches) - MOST_WARM_SHAPES, 0)
         return batches[:MOST_WARM_SHAPES]
+
+    @property
+    def _on_torch_threads(self) -> bool:
+        """PyTorch computes on the CPU, under autocast or not."""
+        return RUNTIMES[self.runtime][0] == "pytorch" and self.device == "cpu"
 
     @property
     def fills_up(self) -> bool:
@@ -151,7 +160,7 @@ class ModelCopies:
     def _load(self, threads: int) -> Copy:
         runner = load(self.variant, self.runtime, self.device, threads)
         exact = self._turned(runner)
-        if RUNTIMES[self.runtime][0] == "pytorch" and self.device == "cpu":  # under autocast, too
+        if self._on_torch_threads:
             exact = _with_torch_threads(exact, threads)
         return Copy(runner, threads, self._filling(exact) if self.fills_up else exact, exact)
 

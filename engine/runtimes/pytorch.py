@@ -10,8 +10,10 @@ worker the last one loaded decides, which is why both arms of a comparison get t
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -124,6 +126,29 @@ def load(
     if threads is not None:
         torch.set_num_threads(threads)
     return PyTorchRunner(variant, device, threads, precision)
+
+
+def end_openmp_threads() -> None:
+    """End the OpenMP threads that the calling thread started; its next parallel region starts them anew.
+
+    libgomp keeps helpers for every thread that ever ran a parallel region. Where these together are more than the
+    cores it makes all of them sleep after each region instead of spinning a moment, idle ones counted too: a model
+    called in another thread than the one that warmed it up got 75 % of the throughput (torch 2.13, two cores).
+    """
+    for library in _openmp():
+        library.omp_pause_resource_all(1)  # omp_pause_soft
+
+
+@functools.cache
+def _openmp() -> tuple[ctypes.CDLL, ...]:
+    """libgomp as this process has it loaded (the wheel of PyTorch brings its own); none on other systems."""
+    try:
+        mapped = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ()
+    paths = dict.fromkeys(line[line.index("/") :] for line in mapped if "/" in line and "libgomp" in line)
+    libraries = [ctypes.CDLL(path) for path in paths if Path(path).exists()]
+    return tuple(library for library in libraries if hasattr(library, "omp_pause_resource_all"))
 
 
 def _autocast(module: torch.nn.Module, device: str, kind: torch.dtype) -> None:

@@ -117,9 +117,8 @@ def under(runtime: str, graph: Path) -> Iterator[Run]:
 
     from engine.runtimes.copies import ModelCopies
 
-    path = REPOSITORY / "sample_models" / "residual_cnn.py" if runtime == "pytorch" else graph
-    model = opened(path)
-    copies = ModelCopies(model, baseline_of(model, path.parent), runtime, "cpu", cores())
+    model = opened(REPOSITORY / "sample_models" / "residual_cnn.py" if runtime == "pytorch" else graph)
+    copies = ModelCopies(model, baseline_of(model, graph.parent), runtime, "cpu", cores())
     try:
         yield copies.runs(1)[0]
     finally:
@@ -251,7 +250,12 @@ def plain_loop(model: Run, pool: list[Arrays], size: int, seconds: float) -> Spe
     while time.monotonic() - start < seconds:
         model(batches[runs % len(batches)])
         runs += 1
-    return runs * size / (time.monotonic() - start), (time.process_time() - cpu) / (runs * size)
+    speed = runs * size / (time.monotonic() - start), (time.process_time() - cpu) / (runs * size)
+    if "torch" in sys.modules:  # its helpers would slow those of the batcher's thread down
+        from engine.runtimes.pytorch import end_openmp_threads
+
+        end_openmp_threads()
+    return speed
 
 
 def run(model: Run, pool: list[Arrays], policy: BatchPolicy, load: Load) -> tuple[LoadSummary, Record, BatcherTarget]:

@@ -133,6 +133,25 @@ def test_a_slow_model_can_not_slow_an_open_loop_down() -> None:
     assert summary.completed == record.count
 
 
+def test_behind_a_backlog_requests_are_sent_in_groups_and_nobody_waits_longer_for_it() -> None:
+    load = Load(arrivals="constant", rate=2000, seconds=1.0, drain_seconds=10.0)
+    _, record, summary = run(BatcherTarget(sleeping(0.02), BatchPolicy(max_batch_size=20)), load)  # 1,000/s at most
+    late = np.arange(record.count) > record.count // 2  # half a second in, some 500 requests wait
+    sent = record.sent[: record.count]
+    groups = 1 + int((np.diff(sent[late]) > 0.0004).sum())
+    assert groups < late.sum() / 4, "two thousand wake-ups a second would stop the model's threads as often"
+    lag = (sent - record.scheduled[: record.count])[late]
+    wait = (record.finished[: record.count] - record.scheduled[: record.count])[late]
+    assert np.median(lag / wait) < 0.03
+    assert summary.valid, summary.reasons
+
+
+def test_without_a_backlog_every_request_is_sent_when_it_is_due() -> None:
+    _, record, _ = run(BatcherTarget(double, BatchPolicy(max_batch_size=20)), Load(rate=1000, seconds=0.5))
+    lag = record.sent[: record.count] - record.scheduled[: record.count]
+    assert np.median(lag) < 0.0004
+
+
 def test_a_closed_loop_never_has_more_under_way_than_callers() -> None:
     most = 0
     lock = threading.Lock()

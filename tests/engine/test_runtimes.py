@@ -1,6 +1,8 @@
 """A variant runs under its runtimes with the same answers, on the device that was asked for or not at all."""
 
 import dataclasses
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from engines import wait_until
 from onnx import TensorProto, helper
 from opened_models import CLASSIFIER, baseline_of, linear_graph, opened, save_graph, write
 
@@ -193,3 +196,21 @@ def test_a_broken_graph_is_told_in_one_sentence(tmp_path: Path) -> None:
 def test_drafts_name_the_format_a_runtime_needs(tmp_path: Path) -> None:
     draft: VariantDraft = opened(linear_graph(tmp_path / "net.onnx")).write_baseline(tmp_path / "b")
     assert (draft.format, draft.files) == ("onnx", ("model.onnx",))
+
+
+@pytest.mark.skipif(sys.platform != "linux" or (os.cpu_count() or 1) < 2, reason="OpenMP's helpers are looked at here")
+def test_the_openmp_threads_of_a_warm_up_end() -> None:
+    def threads() -> int:
+        return len(os.listdir("/proc/self/task"))
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        pytorch.end_openmp_threads()
+        alone = threads()
+        torch.nn.functional.conv2d(torch.ones(8, 8, 64, 64), torch.ones(8, 8, 3, 3))
+        assert threads() == alone + 1
+        pytorch.end_openmp_threads()
+        wait_until(lambda: threads() == alone)
+    finally:
+        torch.set_num_threads(before)

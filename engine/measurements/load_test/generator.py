@@ -40,6 +40,12 @@ CROWD, BREATH = 16, 0.0004
 came due: waking for each costs more processor time than sending it and starves the model's threads (17 µs of CPU a
 request against 6 at 50,000/s). The lag is recorded as always."""
 
+UNFELT, LONGEST_BREATH, PACE_SECONDS = 0.02, 0.005, 0.1
+"""Behind a backlog the generator sends together what comes due within this share of the time a request will wait there
+(or of the limit for p99), at most so many seconds, with the backlog's pace measured over so many. No answer comes
+later for it, and the model's threads are interrupted so much less: each wake-up stops one of them, and the others
+wait for that one (14 % of the throughput at 2,500 requests/s on two cores)."""
+
 BACK_OFF = 0.001
 """Seconds a closed loop waits after a rejection instead of asking again at once."""
 
@@ -75,6 +81,8 @@ class LoadGenerator:
         self._first_drawn = 0
         self._settled = 0
         self._looked = (0, 0, 0.0)
+        self._pace = (0, 0.0, 0.0)
+        """Requests settled at a moment, that moment, and requests settled a second before it."""
         self._lock = threading.Lock()
         self._changed = threading.Event()
         self._concurrency = load.concurrency
@@ -191,10 +199,25 @@ class LoadGenerator:
             due = times[number]
             if now < due:
                 crowded = number + CROWD < len(times) and times[number + CROWD] - due < BREATH
-                time.sleep(min(max(due - now, BREATH if crowded else 0.0), LONGEST_SLEEP))
+                breath = max(BREATH if crowded else 0.0, self._unfelt(now))
+                time.sleep(min(max(due - now, breath), LONGEST_SLEEP))
                 continue
             self._send(record, number, now)
             number += 1
+
+    def _unfelt(self, now: float) -> float:
+        """Seconds that nobody will notice, as so many requests wait; 0 without a backlog."""
+        settled, since, pace = self._pace
+        if now - since > PACE_SECONDS:
+            pace = (self._settled - settled) / (now - since)
+            self._pace = self._settled, now, pace
+        waiting = self.outstanding
+        if not pace or waiting < self._target.natural_concurrency:
+            return 0.0
+        felt = waiting / pace
+        if self.load.slo_p99_ms is not None:
+            felt = min(felt, self.load.slo_p99_ms * 1e-3)
+        return min(UNFELT * felt, LONGEST_BREATH)
 
     def _send_on_answer(self) -> None:
         record, number, limit = self.record, 0, min(self.load.requests or MOST_REQUESTS, MOST_REQUESTS)
