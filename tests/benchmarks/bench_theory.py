@@ -118,7 +118,7 @@ def under(runtime: str, graph: Path) -> Iterator[Run]:
     from engine.runtimes.copies import ModelCopies
 
     model = opened(REPOSITORY / "sample_models" / "residual_cnn.py" if runtime == "pytorch" else graph)
-    copies = ModelCopies(model, baseline_of(model, graph.parent), runtime, "cpu", cores())
+    copies = ModelCopies(model, baseline_of(model, graph.parent / runtime), runtime, "cpu", cores())
     try:
         yield copies.runs(1)[0]
     finally:
