@@ -64,8 +64,10 @@ class BatchStatistics:
         self._accepted = self._run_count = self._run_requests = self._rows = 0
         self._queue = self._forming = self._compute = 0.0
         self._in_system = 0
-        self._integral = 0.0
-        self._changed = clock()
+        self._start = clock()
+        self._dwelt = 0.0
+        """Seconds since the start, summed over the requests that left, less those summed over all that entered: with
+        what the ones inside have had so far, the integral of their number over time."""
 
     def make_room(self, max_batch_size: int) -> None:
         """Before a policy with larger batches takes effect."""
@@ -74,22 +76,20 @@ class BatchStatistics:
 
     def entered(self, now: float) -> None:
         """A request was accepted."""
-        self._integral += self._in_system * (now - self._changed)
-        self._changed = now
+        self._dwelt -= now - self._start
         self._in_system += 1
         self._accepted += 1
 
     def left(self, now: float, status: int, count: int = 1, accepted: bool = True) -> None:
         """Requests ended; `accepted` False for those that never entered."""
         if accepted:
-            self._integral += self._in_system * (now - self._changed)
-            self._changed = now
+            self._dwelt += count * (now - self._start)
             self._in_system -= count
         self._ended[status] += count
 
     def held(self, seconds: float) -> None:
         """So long, summed, requests that had left waited to be handed back."""
-        self._integral += seconds
+        self._dwelt += seconds
 
     def ran(self, batch: Batch, queue_seconds: float) -> None:
         """The model was called once; `queue_seconds` summed over its requests."""
@@ -126,7 +126,7 @@ class BatchStatistics:
             compute_seconds=self._compute,
             batch_sizes={int(size): int(self._sizes[size]) for size in np.flatnonzero(self._sizes)},
             in_system=self._in_system,
-            request_seconds=self._integral + self._in_system * (now - self._changed),
+            request_seconds=self._dwelt + self._in_system * (now - self._start),
         )
 
     def runs(self, since: int = 0) -> npt.NDArray[np.void]:

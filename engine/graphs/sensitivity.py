@@ -13,6 +13,7 @@ fewer samples are looked at, then nodes in blocks, of which the noisiest are spl
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -157,11 +158,12 @@ def search(
     if not plain.touched:
         return []
     answers = judge.answers(plain.model)
-    plain, answers, slower = _without_slower(quantizer, judge, plain, answers, feed, watch)
+    times = NodeTimes(quantizer.prepared, feed)
+    plain, answers, slower = _without_slower(quantizer, judge, plain, answers, times, watch)
     everything = Found(None, plain, slower, answers, answers.within(limit), slower)
     if everything.within and not always:
         return [everything]
-    order = _order(quantizer, judge, plain, feed, watch, seconds)
+    order = _order(quantizer, judge, plain, times, watch, seconds)
     most = max(1, int(len(order) * MOST_IN_FLOAT))
     tried: dict[int, Found] = {0: everything}
 
@@ -192,7 +194,7 @@ def search(
 
 
 def _without_slower(
-    quantizer: Quantizer, judge: Judge, plain: Result, answers: Answers, feed: Batch, watch: Watch
+    quantizer: Quantizer, judge: Judge, plain: Result, answers: Answers, times: NodeTimes, watch: Watch
 ) -> tuple[Result, Answers, tuple[str, ...]]:
     """(the graph, its answers, which nodes went back to float because integers make them slower).
 
@@ -201,7 +203,7 @@ def _without_slower(
     if quantizer.settings.symmetric:  # for a GPU: what is slow here says nothing
         return plain, answers, ()
     watch(0.02, "timing nodes in float and in integers")
-    slow, quick = node_times(quantizer.prepared, feed), node_times(plain.model, feed)
+    slow, quick = times.source, times.of(plain.model)
     least = {name: max(SLOWER * slow.get(name, np.inf), LEAST_NODE_SECONDS) for name in quantizer.candidates()}
     names = tuple(name for name, bound in least.items() if quick.get(name, 0.0) > bound)
     other = quantizer.quantize(names) if names else plain
@@ -210,7 +212,7 @@ def _without_slower(
     seen = judge.answers(other.model)
     if seen.difference.sqnr_db < answers.difference.sqnr_db - AS_EXACT_DB:
         return plain, answers, ()
-    ratio = time_in_turns([plain.model, other.model], [feed], quantizer.settings.threads, seconds=1.0)[1]
+    ratio = time_in_turns([plain.model, other.model], [times.feed], quantizer.settings.threads, seconds=1.0)[1]
     if ratio < FASTER:
         return plain, answers, ()
     quantizer.leave(names, "left in float: it is slower in integers on this processor")
@@ -218,13 +220,13 @@ def _without_slower(
 
 
 def _order(
-    quantizer: Quantizer, judge: Judge, plain: Result, feed: Batch, watch: Watch, seconds: float = SEARCH_SECONDS
+    quantizer: Quantizer, judge: Judge, plain: Result, times: NodeTimes, watch: Watch, seconds: float = SEARCH_SECONDS
 ) -> list[str]:
     """Quantized nodes, the one whose return to float brings most for its time first."""
     names = quantizer.candidates()
     noise = noise_by_node(quantizer, judge.on_fewer(ENOUGH_SAMPLES), names, watch, seconds)
     watch(0.7, "timing nodes in float and in integers")
-    slow, quick = node_times(quantizer.prepared, feed), node_times(plain.model, feed)
+    slow, quick = times.source, times.of(plain.model)
     mean = sum(slow.values()) / max(len(slow), 1)
     savings = {name: max(slow.get(name, 0.0) - quick.get(name, 0.0), LEAST_SAVING * mean) for name in names}
     return sorted(names, key=lambda name: -noise.get(name, 0.0) / max(savings[name], 1e-12))
@@ -289,6 +291,25 @@ def _noises(
 def _noise(answers: Answers) -> float:
     """Noise power over signal power."""
     return float(10 ** (-answers.difference.sqnr_db / 10))
+
+
+class NodeTimes:
+    """Times of single nodes with one feed; the source's and those of the graph looked at last are kept."""
+
+    def __init__(self, source: onnx.ModelProto, feed: Batch) -> None:
+        self.feed = feed
+        self._source = source
+        self._last: tuple[onnx.ModelProto, dict[str, float]] | None = None
+
+    @functools.cached_property
+    def source(self) -> dict[str, float]:
+        return node_times(self._source, self.feed)
+
+    def of(self, model: onnx.ModelProto) -> dict[str, float]:
+        """Of a quantized graph."""
+        if self._last is None or self._last[0] is not model:
+            self._last = model, node_times(model, self.feed)
+        return self._last[1]
 
 
 def node_times(model: onnx.ModelProto, feed: Batch, runs: int = 8) -> dict[str, float]:

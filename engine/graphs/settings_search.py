@@ -65,9 +65,10 @@ def settle(
     ends = time.monotonic() + seconds
     tried: list[Tried] = []
     best: tuple[float, Quantizer] | None = None
+    one_pass = 0.0
 
     def attempt(name: str, changes: Settings) -> None:
-        nonlocal best
+        nonlocal best, one_pass
         if best is not None and time.monotonic() > ends:
             watch(min(0.95, len(tried) / 8), f"no time is left to try {name}")
             return
@@ -78,7 +79,9 @@ def settle(
         result = quantizer.quantize()
         if not result.touched:  # it would be the float graph, and nearest of all
             return
+        began = time.monotonic()
         answers = judge.answers(result.model)
+        one_pass = time.monotonic() - began
         tried.append(Tried(name, answers))
         noise = answers.difference.sqnr_db
         if best is None or noise > best[0] + WORTH_DB:
@@ -104,9 +107,6 @@ def settle(
     if not found.equalise and passages(Graph(prepared)):
         attempt("channels equalised", dataclasses.replace(best[1].settings, equalise=ALPHA))
     found = best[1].settings
-    began = time.monotonic()
-    judge.answers(best[1].quantize().model)
-    one_pass = time.monotonic() - began
     layers = sum(node.op_type in ("Conv", "Gemm") for node in prepared.graph.node)
     if layers > 0 and not found.measured_correction and layers * one_pass / 2 < seconds / GRAPHS_LATER:
         corrected = dataclasses.replace(found, bias_correction=True, measured_correction=True)
