@@ -1,7 +1,8 @@
 """The dashboard as an application: it connects, picks screens and themes, and paints. Nothing else.
 
 Start-up order matters: the first paint needs neither the engine nor any screen but the main one, so both come after.
-One tick (2 Hz) and urgent events paint; a paint draws the active screen from one immutable snapshot (`show`).
+A tick (2 Hz, 1 Hz while a job runs) and urgent events paint; a paint draws the active screen from one immutable
+snapshot (`show`).
 """
 
 import os
@@ -14,7 +15,7 @@ from textual.app import App
 from textual.binding import BindingType
 from textual.screen import Screen
 
-from engine.protocol import Command, Job, LoadSettings, OpenModel, Result
+from engine.protocol import Command, Job, LoadSettings, OpenModel, Result, Running
 
 from .connection import TELEMETRY_HZ, Connect, Connection, NotConnected
 from .curves import is_training
@@ -82,6 +83,7 @@ class TrimtabApp(App[None]):
         self.last_load: LoadSettings | None = None
         """What the next load test's form begins with."""
         self._painting = False
+        self._ticks = 0
         self._reading: set[str] = set()
         self.filled: dict[tuple[str, str], dict[str, Any]] = {}
         """What was applied last, by variant and technique: a job that was stopped is run again from the same form."""
@@ -99,7 +101,16 @@ class TrimtabApp(App[None]):
     def _start(self) -> None:
         self.paint()
         self.run_worker(self.connection.follow(self._attached), group="connection", exit_on_error=True)
-        self.set_interval(1 / TELEMETRY_HZ, self.paint)
+        self.set_interval(1 / TELEMETRY_HZ, self._tick)
+
+    def _tick(self) -> None:
+        """Paint at every other tick while a job runs: it wants the cores, and on few of them each paint stops all of
+        a model's threads (they wait for the one that gave way). What the user or the engine changes is painted at once.
+        """
+        self._ticks += 1
+        busy = any(isinstance(job.state, Running) for job in self.connection.snapshot.jobs)
+        if not busy or self._ticks % 2 == 0:
+            self.paint()
 
     async def _attached(self) -> None:
         """The engine is there for the first time: open the model that was asked for, or ask for one."""

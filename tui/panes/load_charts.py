@@ -25,7 +25,7 @@ from engine.protocol import LoadTest
 
 from .. import figures
 from ..lines import Line, LineView, Span
-from ..loads import LoadCourse, Point, gibibytes
+from ..loads import MOMENT_SECONDS, LoadCourse, Point, gibibytes
 from ..text import clean, fit, width_of
 from .load_figures import mean_batch
 from .load_lines import LABEL, Chart, Columns, Curve, Window, axis, draw, page, whole_window
@@ -72,6 +72,8 @@ class LoadChartsPane(Horizontal):
         self._columns: Columns | None = None
         self._other: Columns | None = None
         self._cut: dict[tuple[Line, tuple[int, ...]], list[Line]] = {}
+        self._shown: tuple[object, ...] | None = None
+        """What the strips show, short of points within the same second."""
 
     def compose(self) -> ComposeResult:
         for _ in range(STRIPS):
@@ -85,6 +87,11 @@ class LoadChartsPane(Horizontal):
         widths = tuple(strip.size.width for strip in strips)
         if sum(widths) < LABEL + 10 or self.size.height < 4:
             return
+        # Once a second, as the figures beside them: on few cores each drawing stops the model's threads meanwhile.
+        shown = (drawn._replace(course=None, other=None), _state(drawn.course), _state(drawn.other), widths, self.size)
+        if shown == self._shown:
+            return
+        self._shown = shown
         lines = self._lines(drawn, sum(widths), self.size.height)
         fresh = {(line, widths): self._cut.get((line, widths)) or cut(line, widths) for line in lines}
         self._cut = fresh
@@ -93,6 +100,7 @@ class LoadChartsPane(Horizontal):
 
     def show_lines(self, lines: list[Line]) -> None:
         """Something else over the whole pane."""
+        self._shown = None
         strips = list(self.query(LineView))
         widths = tuple(strip.size.width for strip in strips)
         pieces = [cut(line, widths) for line in lines]
@@ -116,6 +124,14 @@ class LoadChartsPane(Horizontal):
             rows = 1 + spare // count + (number < spare % count)
             lines += draw(chart, width, rows, lines_at)
         return [*lines, axis(window, width, marked_cells(drawn, window, cells, by_user=True))]
+
+
+def _state(course: LoadCourse | None) -> tuple[int, ...]:
+    """Changes when there is something to draw."""
+    if course is None:
+        return ()
+    second = int(course.now / MOMENT_SECONDS) if course.points else -1
+    return id(course), course.generation, second, len(course.marks), len(course.starts)
 
 
 def window_of(drawn: Drawn) -> Window:
