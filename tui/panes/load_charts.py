@@ -61,6 +61,10 @@ class Drawn(NamedTuple):
     other_test: LoadTest | None = None
 
 
+_NO_COURSE = LoadCourse()
+"""In place of one, where only what is drawn beside it matters."""
+
+
 class LoadChartsPane(Horizontal):
     """See the top of this file."""
 
@@ -88,7 +92,13 @@ class LoadChartsPane(Horizontal):
         if sum(widths) < LABEL + 10 or self.size.height < 4:
             return
         # Once a second, as the figures beside them: on few cores each drawing stops the model's threads meanwhile.
-        shown = (drawn._replace(course=None, other=None), _state(drawn.course), _state(drawn.other), widths, self.size)
+        shown = (
+            drawn._replace(course=_NO_COURSE, other=None),
+            _state(drawn.course),
+            _state(drawn.other),
+            widths,
+            self.size,
+        )
         if shown == self._shown:
             return
         self._shown = shown
