@@ -17,7 +17,13 @@ ACTIVATIONS = {"Relu": (), "Tanh": (), "Sigmoid": (), "LeakyRelu": ("alpha",), "
 """Activation of a fused node → names of its parameters, in their order."""
 
 LEAST_WEIGHTS = 1 << 8
-"""Fused nodes with fewer constants (scales of a normalisation) have nothing worth quantizing."""
+"""Fused nodes with fewer constants have nothing worth quantizing."""
+
+NO_WEIGHTS = {
+    "MultiHeadAttention", "GroupQueryAttention", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
+    "BiasGelu", "FastGelu", "QuickGelu", "GroupNorm", "SkipGroupNorm", "RotaryEmbedding",
+}  # fmt: skip
+"""Fused nodes whose constants are only added or scale (relative positions, biases, normalisations), however large."""
 
 
 def unfuse(model: onnx.ModelProto) -> None:
@@ -38,7 +44,7 @@ def unfuse(model: onnx.ModelProto) -> None:
 
 def why_left(graph: Graph, node: onnx.NodeProto) -> str | None:
     """What to say of a fused node with weights that a pass does not know; None where there is nothing to say."""
-    if node.domain != "com.microsoft":
+    if node.domain != "com.microsoft" or node.op_type in NO_WEIGHTS:
         return None
     arrays = [graph.constant(name) for name in node.input if name]
     if not any(array is not None and array.dtype.kind == "f" and array.size >= LEAST_WEIGHTS for array in arrays):

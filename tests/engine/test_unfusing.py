@@ -85,6 +85,21 @@ def test_what_is_fused_for_good_is_named():
     assert "fused into EmbedLayerNormalization" in left["embed"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "inputs", "constants"),
+    [
+        # relative positions, added to the scores: a constant of many numbers that no integer product could use
+        ("MultiHeadAttention", ["x", "x", "x", "", "", "c"], {"c": RANDOM.standard_normal((1, 2, 49, 49))}),
+        ("SkipLayerNormalization", ["x", "x", "c", "c"], {"c": np.ones(768)}),
+    ],
+)
+def test_a_fused_node_that_only_adds_constants_is_not_said_to_hold_weights(kind, inputs, constants):
+    node = helper.make_node(kind, inputs, ["y"], "node", domain="com.microsoft")
+    model = fused_graph(node, constants, [2, 49, 768])
+    assert place(Graph(model)).left == {}
+    assert quantize_dynamically(model, False).left == {}
+
+
 @pytest.mark.parametrize("kind", ["If", "Loop", "Scan"])
 def test_statically_too_the_graphs_inside_a_node_are_named_as_left(kind):
     inner = helper.make_graph([], "inner", [], [])
