@@ -70,8 +70,9 @@ def _match(graph: Graph, softmax: onnx.NodeProto) -> tuple[list[_Heads], float, 
         return None
     (left, left_factor), (right, right_factor) = (_unscaled(graph, name) for name in scores.input)
     keys, key_factor = _unscaled(graph, _untransposed(graph, right) or right)
-    weighted = graph.only_reader(softmax.output[0])
-    if weighted is None or weighted.op_type != "MatMul" or weighted.input[0] != softmax.output[0]:
+    shares = _guarded(graph, softmax.output[0]) or softmax.output[0]
+    weighted = graph.only_reader(shares)
+    if weighted is None or weighted.op_type != "MatMul" or weighted.input[0] != shares:
         return None
     together = graph.only_reader(weighted.output[0])
     if together is None or together.op_type != "Transpose" or attribute(together, "perm") != [0, 2, 1, 3]:
@@ -85,6 +86,17 @@ def _match(graph: Graph, softmax: onnx.NodeProto) -> tuple[list[_Heads], float, 
     if len(heads) != 3 or len({side.heads for side in heads}) != 1:
         return None
     return heads, factor * left_factor * right_factor * key_factor, bias, reshape
+
+
+def _guarded(graph: Graph, shares: str) -> str | None:
+    """The value behind a softmax in which zeros stand where every key was masked and the result is no number."""
+    readers = {reader.op_type: reader for reader in graph.readers.get(shares, [])}
+    if set(readers) != {"IsNaN", "Where"} or len(graph.readers[shares]) != 2 or shares in graph.outputs:
+        return None
+    check, choice = readers["IsNaN"], readers["Where"]
+    if list(choice.input) != [check.output[0], choice.input[1], shares] or graph.scalar(choice.input[1]) != 0:
+        return None
+    return choice.output[0] if graph.only_reader(check.output[0]) is not None else None
 
 
 def _is_product(graph: Graph, name: str) -> bool:

@@ -114,6 +114,24 @@ def test_masked_attention_over_separate_products_becomes_one_node(tmp_path, mask
     assert compare_outputs(run_graph(exported.path, batches), run_graph(fused, batches)).relative < 1e-5
 
 
+def test_attention_that_gives_zeros_where_every_key_is_masked_becomes_one_node_that_does_so_too(tmp_path):
+    body = PACKED.format(bias=", attn_mask=kept[:, None, None, :] > 0").replace(
+        "forward(self, x)", "forward(self, x, kept)"
+    )
+    example = f"{{'x': {SEQUENCE}, 'kept': torch.tensor([1] * 5 + [0] * 4).expand(batch_size, 9)}}"
+    exported = apply(open_python(tmp_path, body, example), "export-onnx", tmp_path)
+    source = load_graph(exported.path)
+    assert "IsNaN" in {node.op_type for node in source.graph.node}, "what PyTorch writes for a mask of truth values"
+    fused, count = fuse_attention(with_shapes(source))
+    assert count == 1
+    assert not {"Softmax", "IsNaN"} & {node.op_type for node in fused.graph.node}
+    batch = exported.model.example(3, seed=1)
+    batch["kept"] = np.array([[1] * 9, [1] + [0] * 8, [0] * 9], dtype=batch["kept"].dtype)
+    reference = run_graph(source, [batch])
+    assert all(np.isfinite(value).all() for value in reference[0].values())
+    assert compare_outputs(reference, run_graph(fused, [batch])).relative < 1e-5
+
+
 def test_a_masked_transformer_is_quantized_with_whichever_attention_is_fastest(tmp_path):
     body = MASKED.format(mask=MASKS["one row for all queries"])
     exported = apply(open_python(tmp_path, body, TOKENS_AND_MASK), "export-onnx", tmp_path)
@@ -142,7 +160,9 @@ def test_a_flavour_that_cannot_run_is_dropped_and_the_job_goes_on(tmp_path, monk
     )
 
 
-@pytest.mark.parametrize(("attention", "optimiser"), [("eager", "attention"), ("sdpa", "onnxscript")])
+@pytest.mark.parametrize(
+    ("attention", "optimiser"), [("eager", "attention"), ("sdpa", "onnxscript"), ("sdpa", "attention")]
+)
 def test_every_attention_of_a_hugging_face_bert_fuses(tmp_path, attention, optimiser):
     pytest.importorskip("transformers")
     body = TORCHVISION + BERT.format(attention=attention)
