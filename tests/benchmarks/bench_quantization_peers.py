@@ -1,6 +1,9 @@
-"""Trimtab's best INT8 variant against the best of other tools, on the sample models, side by side in one process.
+"""Trimtab's best INT8 variant against the best of other tools, model by model, side by side in one process.
 
     python tests/benchmarks/bench_quantization_peers.py [--models lstm residual_cnn] [--seconds 6] [--threads 2]
+
+The models are the three trained sample models, and on request those in `foreign_models/`: torchvision's and Hugging
+Face's, with random weights and a fitted last layer (`random_networks.py` says why), for texts, sounds and pictures.
 
 Peers: ONNX Runtime's quantization tools, NNCF's ONNX backend, Intel Neural Compressor. Each is installed into an
 environment of its own in the cache directory the first time (needs a package index, about 1.5 GB), gets the same
@@ -8,9 +11,10 @@ exported graph and the same calibration data (256 samples), and quantizes in eve
 default. Trimtab runs a recipe through its own engine: export, optimize-graph, quantize-dynamic, quantize-static.
 
 All files are then timed in one process in turns, with the same session options, at batch 1 and 8; the ratio to the
-float graph comes with a 95 % interval. Accuracy is that on the labelled test data (10,000 images), paired with the
-float graph's; a file passes when the whole interval of its drop lies within one percentage point. A tool's best is
-its fastest file that passes. The last table says how much faster Trimtab's best is than each peer's best.
+float graph comes with a 95 % interval. Accuracy is that on the labelled test data (10,000 images; 1,000 samples of
+a foreign model), paired with the float graph's; a file passes when the whole interval of its drop lies within one
+percentage point. A tool's best is its fastest file that passes. The last table says how much faster Trimtab's best is
+than each peer's best.
 
 Goals: on each model at least as fast as the fastest peer (to 2 %, for equal files differ by that by chance), and at
 least 1.2 times as fast on most.
@@ -19,6 +23,7 @@ least 1.2 times as fast on most.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import subprocess
@@ -28,15 +33,16 @@ import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "sample_models"), str(HERE)]
+SAMPLES, FOREIGN = REPOSITORY / "sample_models", HERE / "foreign_models"
+sys.path[:0] = [str(REPOSITORY), str(SAMPLES), str(FOREIGN), str(HERE)]
 
-import fashion_mnist  # noqa: E402
 from goals import MET, MISSED, Goals, arguments, product, verdict  # noqa: E402
 from peer_environments import PeerUnavailable, python_with  # noqa: E402
 
@@ -53,8 +59,21 @@ BATCH_SIZES = (1, 8)
 
 CALIBRATION_SAMPLES = 256
 
-MODELS = {"residual_cnn": (1, 28, 28), "vision_transformer": (1, 28, 28), "lstm": (28, 28)}
-"""Sample model → shape of one sample."""
+DEFAULT = ("residual_cnn", "vision_transformer", "lstm")
+
+MODELS = {name: SAMPLES / f"{name}.py" for name in DEFAULT} | {
+    name: FOREIGN / f"{name}.py" for name in ("bert", "wav2vec2", "mobilenet_v3", "resnet18", "swin", "convnext")
+}
+"""Name → model file."""
+
+ARCHITECTURES = {
+    "vision_transformer": "vit",
+    "bert": "bert",
+    "wav2vec2": "conformer",
+    "swin": "swin",
+    "convnext": "vit",
+}
+"""Model → what ONNX Runtime's transformer optimiser knows it by, or the nearest it has."""
 
 PEERS = {
     "ONNX Runtime": ("onnxruntime_tools.py", ("onnxruntime=={onnxruntime}", "onnx", "sympy")),
@@ -127,10 +146,34 @@ class Candidate:
         return float(np.exp(np.mean([np.log(ratio.value) for ratio in self.ratios.values()])))
 
 
+class Samples:
+    """The data of a model file as arrays, by the names of the graph's inputs."""
+
+    def __init__(self, model: Path, graph: Path) -> None:
+        self._file = importlib.import_module(model.stem)
+        self._names = [value.name for value in _session(graph, 1).get_inputs()]
+
+    def example(self, batch_size: int) -> dict[str, np.ndarray]:
+        return self._arrays(self._file.example_input(batch_size))
+
+    def calibration(self) -> dict[str, np.ndarray]:
+        """The first of the calibration data."""
+        batches = [self._arrays(inputs) for inputs, _ in self._file.calibration_data()]
+        return {name: np.concatenate([batch[name] for batch in batches])[:CALIBRATION_SAMPLES] for name in self._names}
+
+    def test(self) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+        """Batches of inputs and labels."""
+        return ((self._arrays(inputs), labels.numpy()) for inputs, labels in self._file.test_data())
+
+    def _arrays(self, inputs: Any) -> dict[str, np.ndarray]:
+        given = inputs if isinstance(inputs, dict) else {self._names[0]: inputs}
+        return {name: given[name].numpy() for name in self._names}
+
+
 def main() -> int:
     """Quantize with every tool, time everything, print the tables."""
     parser = arguments(__doc__, "10 to 15 minutes, and some to install the peers the first time,")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(DEFAULT))
     parser.add_argument("--seconds", type=float, default=6.0, help="to time one file at one batch size, about")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
@@ -142,12 +185,13 @@ def main() -> int:
         print(f"\n== {name}", flush=True)
         with tempfile.TemporaryDirectory() as place:
             source, ours = _trimtab(name, Path(place))
+            samples = Samples(MODELS[name], source)
             reference = Candidate("float", "ONNX Runtime FP32", source)
-            found = [reference, *ours, *_peers(name, source, Path(place), environments)]
-            _measure_accuracy(found, MODELS[name], options.threads)
+            found = [reference, *ours, *_peers(name, source, samples, Path(place), environments)]
+            _measure_accuracy(found, samples, options.threads)
             usable = [candidate for candidate in found if candidate.path is not None]
             for batch_size in BATCH_SIZES:
-                _time(usable, MODELS[name], batch_size, options.threads, options.seconds)
+                _time(usable, samples.example(batch_size), batch_size, options.threads, options.seconds)
             print(_table(found))
             judged = [candidate for candidate in usable if candidate is not reference]
             summary += _against(name, judged)
@@ -178,8 +222,7 @@ def _environment(peer: str) -> Path | str:
 def _trimtab(name: str, place: Path) -> tuple[Path, list[Candidate]]:
     """(the float graph, every variant that quantizes), made by a recipe in an engine of its own."""
     recipe, session = place / "recipe.toml", place / f"{name}.trimtab"
-    model = REPOSITORY / "sample_models" / f"{name}.py"
-    recipe.write_text(RECIPE.format(model=json.dumps(str(model)), limit=LIMIT))
+    recipe.write_text(RECIPE.format(model=json.dumps(str(MODELS[name])), limit=LIMIT))
     assert tomllib.loads(recipe.read_text())
     trimtab = [str(Path(sys.executable).with_name("trimtab"))]
     environment = os.environ | {"XDG_STATE_HOME": str(place / "state")}
@@ -211,13 +254,12 @@ def _trimtab(name: str, place: Path) -> tuple[Path, list[Candidate]]:
     return files[next(step["variant"] for step in report["steps"] if step["name"] == "float")], candidates
 
 
-def _peers(name: str, source: Path, place: Path, environments: dict[str, Path | str]) -> Iterator[Candidate]:
+def _peers(
+    name: str, source: Path, samples: Samples, place: Path, environments: dict[str, Path | str]
+) -> Iterator[Candidate]:
     """What each peer makes of the float graph."""
     calibration = place / "calibration.npz"
-    inputs = onnxruntime.InferenceSession(str(source), providers=["CPUExecutionProvider"]).get_inputs()
-    batches = fashion_mnist.calibration_batches(MODELS[name])
-    samples = np.concatenate([images.numpy() for images, _ in batches])[:CALIBRATION_SAMPLES]
-    np.savez(calibration, **{inputs[0].name: samples})
+    np.savez(calibration, **samples.calibration())  # type: ignore[arg-type]
     for peer, (script, _) in PEERS.items():
         python = environments[peer]
         if isinstance(python, str):
@@ -226,7 +268,7 @@ def _peers(name: str, source: Path, place: Path, environments: dict[str, Path | 
         directory = place / script.removesuffix(".py")
         directory.mkdir()
         ran = subprocess.run(
-            [python, HERE / "quantization_peers" / script, source, calibration, directory],
+            [python, HERE / "quantization_peers" / script, source, calibration, directory, ARCHITECTURES.get(name, "")],
             capture_output=True,
             text=True,
             check=False,
@@ -249,7 +291,7 @@ def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _measure_accuracy(candidates: list[Candidate], shape: tuple[int, ...], threads: int) -> None:
+def _measure_accuracy(candidates: list[Candidate], samples: Samples, threads: int) -> None:
     """Drop on the labelled test data, paired with the first candidate. A file that cannot run is dropped."""
     right: np.ndarray | None = None
     for candidate in candidates:
@@ -257,12 +299,8 @@ def _measure_accuracy(candidates: list[Candidate], shape: tuple[int, ...], threa
             continue
         try:
             session = _session(candidate.path, threads)
-            name = session.get_inputs()[0].name
             hits = np.concatenate(
-                [
-                    session.run(None, {name: images.numpy()})[0].argmax(1) == labels.numpy()
-                    for images, labels in fashion_mnist.test_batches(shape)
-                ]
+                [session.run(None, inputs)[0].argmax(1) == labels for inputs, labels in samples.test()]
             ).astype(float)
         except Exception as error:  # a graph ONNX Runtime cannot run raises classes of its own
             candidate.path, candidate.failure = None, f"cannot run: {str(error).strip().splitlines()[0][:160]}"
@@ -271,14 +309,14 @@ def _measure_accuracy(candidates: list[Candidate], shape: tuple[int, ...], threa
         candidate.drop = mean_interval(right - hits)
 
 
-def _time(candidates: list[Candidate], shape: tuple[int, ...], batch_size: int, threads: int, seconds: float) -> None:
+def _time(
+    candidates: list[Candidate], feed: dict[str, np.ndarray], batch_size: int, threads: int, seconds: float
+) -> None:
     """Time all files in turns; ratios are to the first."""
-    images = fashion_mnist.example(shape, batch_size).numpy()
     arms = []
     for candidate in candidates:
         session = _session(candidate.path, threads)  # type: ignore[arg-type]
-        feed = {session.get_inputs()[0].name: images}
-        arms.append(Arm(candidate.way, lambda session=session, feed=feed: session.run(None, feed)))  # type: ignore[misc]
+        arms.append(Arm(candidate.way, lambda session=session: session.run(None, feed)))  # type: ignore[misc]
     for position, arm in enumerate(arms):
         arm.name = str(position)
         warm_up(arm)

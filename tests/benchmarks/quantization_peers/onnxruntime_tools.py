@@ -1,12 +1,13 @@
 """ONNX Runtime's own quantization tools with their documented ways. Runs in an environment of its own.
 
-    python onnxruntime_tools.py MODEL.onnx CALIBRATION.npz DIRECTORY
+    python onnxruntime_tools.py MODEL.onnx CALIBRATION.npz DIRECTORY [ARCHITECTURE]
 
 Prints one line of JSON for each way (see `peer.py`). The documentation's advice for x86-64 is tried beside the
 defaults: pre-processing first, unsigned activations with weights per channel, and for transformers the fused graph
-of `onnxruntime.transformers.optimizer` as the start.
+of `onnxruntime.transformers.optimizer` as the start, which is told the architecture.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -46,17 +47,19 @@ def main(model: Path, arrays: dict[str, np.ndarray], directory: Path) -> None:
             per_channel=True,
         ),
     )
-    if peer.operators(model) & {"Softmax", "LayerNormalization"}:
-        peer.attempt("transformer optimizer, dynamic", directory, lambda path: _fused(source, directory, path))
+    architecture = sys.argv[4] if len(sys.argv) > 4 else ""
+    if architecture:
+        peer.attempt(
+            "transformer optimizer, dynamic", directory, lambda path: _fused(source, architecture, directory, path)
+        )
 
 
-def _fused(source: Path, directory: Path, path: Path) -> None:
+def _fused(source: Path, architecture: str, directory: Path, path: Path) -> None:
     """Fuse, then quantize. Level 0: pre-processing has done ONNX Runtime's own part, which asks for torch here."""
     from onnxruntime.transformers.optimizer import optimize_model
 
     fused = directory / "fused.onnx"
-    kind = "vit" if "Conv" in peer.operators(source) else "bert"
-    optimize_model(str(source), model_type=kind, opt_level=0).save_model_to_file(str(fused))
+    optimize_model(str(source), model_type=architecture, opt_level=0).save_model_to_file(str(fused))
     quantize_dynamic(fused, path)
 
 

@@ -1,0 +1,28 @@
+"""torchvision's ResNet-18; random weights.
+
+Input `pictures`: float32 (batch, 3, 96, 96). Output: (batch, 10).
+"""
+
+import torch
+from made_up_data import CLASSES, batches, pictures
+from random_networks import fitted, torchvision
+
+make = pictures(96)
+
+
+def load_model():
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(num_classes=CLASSES)
+    return fitted(network, network.fc, make)
+
+
+def example_input(batch_size):
+    return make(batch_size, batch_size)[0]
+
+
+def calibration_data():
+    return batches(make, 256, 2)
+
+
+def test_data():
+    return batches(make, 1000, 3)
