@@ -313,7 +313,8 @@ class NodeTimes:
 
 
 def node_times(model: onnx.ModelProto, feed: Batch, runs: int = 8) -> dict[str, float]:
-    """Node name → median seconds of its kernel on one thread, from ONNX Runtime's own profile.
+    """Node name → least seconds of its kernel on one thread, from ONNX Runtime's own profile: what else runs on the
+    machine can only make it longer.
 
     A fused kernel counts for the node it was made around: ONNX Runtime appends a number to its name, or, where it
     changes the memory layout (`…_nchwc`), calls it after the value it gives.
@@ -338,7 +339,7 @@ def node_times(model: onnx.ModelProto, feed: Batch, runs: int = 8) -> dict[str, 
             if ran.endswith("_nchwc"):
                 ran = _behind(graph, ran.removesuffix("_nchwc")) or ran
             times.setdefault(ran, []).append(event["dur"] / 1e6)
-    return {name: float(np.median(values)) for name, values in times.items()}
+    return {name: min(values) for name, values in times.items()}
 
 
 def _behind(graph: Graph, value: str) -> str | None:

@@ -141,11 +141,15 @@ def test_a_full_queue_and_a_passed_deadline_are_told_apart(way):
     with serving(stuck, max_batch_size=1, max_queue_size=1) as server:
         settings = LoadSettings(url=addresses(server)[way], concurrency=3, timeout_ms=300)
         target = open_target(settings, POOL)
-        load = Load(arrivals="closed", concurrency=3, seconds=30, requests=3, drain_seconds=20)
+        load = Load(arrivals="closed", concurrency=1, seconds=30, requests=3, drain_seconds=20)
         generator = LoadGenerator(target, POOL, load)
         thread = threading.Thread(target=generator.run)
         thread.start()
         deadline = time.monotonic() + 20
+        while len(runs) < 2:  # the first was the target's own look at the server
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        generator.set_concurrency(3)  # one runs: of two more one may wait
         while generator.outstanding > 1 or generator.record.count < 3:
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -36,6 +36,12 @@ def transformer(tmp_path_factory):
     return apply(open_python(directory, TRANSFORMER, TOKENS), "export-onnx", directory)
 
 
+@pytest.fixture(autouse=True)
+def no_node_is_slower_in_integers(monkeypatch):
+    """Which one is depends on the processor and on what else it does; `test_sensitivity` is about that."""
+    monkeypatch.setattr("engine.graphs.sensitivity.SLOWER", float("inf"))
+
+
 def weights_of(variant) -> list[np.ndarray]:
     graph = onnx.load(variant.path).graph
     return [
