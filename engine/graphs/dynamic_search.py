@@ -1,8 +1,9 @@
 """Which flavour of dynamic quantization is the fastest here and still near enough: tried, checked, timed in turns.
 
-What differs is how attention is computed (as the graph has it, fused in float, or in integers) and whether a weight
-has one scale per output channel or one in all. No choice wins everywhere: one scale is 3 to 8 % faster in an LSTM
-and less exact, fused attention wins at batch 1 and may lose at batch 8.
+What differs is how attention is computed (as the graph has it, fused in float, or in integers), whether a weight has
+one scale per output channel or one in all, and whether ONNX Runtime may fuse a residual addition with the normalisation
+behind it. No choice wins everywhere: one scale is 3 to 8 % faster in an LSTM and less exact, fused attention wins at
+batch 1 and may lose at batch 8.
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ from .dynamic_quantization import Result, quantize_dynamically
 from .fingerprint import fingerprint
 from .graph_optimization import time_in_turns
 from .preparation import prepare, with_shapes
+from .residuals import separate_residuals
 from .sensitivity import Answers, Judge
 from .verification import first_line, run_graph
 
 AttentionKind = Literal["kept", "fused", "integer"]
 """As the graph has it; fused, in float; fused, with its product of q, k and v in integers."""
 
+ResidualKind = Literal["kept", "separate"]
+"""Whether ONNX Runtime may fuse residual additions with the normalisations behind them (see `residuals`)."""
+
 WORTH = 1.02
-"""One scale in all is taken only when it is faster than this."""
+"""One scale in all, or separate residuals, are taken only when they are faster than this."""
 
 SECONDS = 0.8
 """Spent on each graph and batch size, about."""
@@ -42,11 +47,14 @@ class Attempt:
     result: Result
     answers: Answers
     ratio: float = 0.0
+    residuals: ResidualKind = "kept"
 
     def sentence(self) -> str:
         """For the log and the record."""
         scales = "a scale per channel" if self.per_channel else "one scale"
         speed = f"{self.ratio:.2f}×, " if self.ratio else ""
+        if self.residuals == "separate":
+            scales += ", residuals separate"
         return f"attention {self.attention}, {scales}: {speed}cosine {self.answers.difference.cosine:.5f}"
 
 
@@ -60,7 +68,13 @@ class Flavours:
     embeddings: bool
     excluded: frozenset[str]
 
-    def make(self, prepared: onnx.ModelProto, attention: AttentionKind, per_channel: bool) -> Result | None:
+    def make(
+        self,
+        prepared: onnx.ModelProto,
+        attention: AttentionKind,
+        per_channel: bool,
+        residuals: ResidualKind = "kept",
+    ) -> Result | None:
         """The graph quantized in one flavour; None where the source has no attention to do this with."""
         graph = prepared if attention == "kept" else self._fused(prepared)
         if graph is None:
@@ -70,6 +84,8 @@ class Flavours:
         )
         if attention == "integer" and not any(node.op_type == "QAttention" for node in result.model.graph.node):
             return None
+        if residuals == "separate":
+            return dataclasses.replace(result, model=separate_residuals(result.model)[0])
         return result
 
     def _fused(self, prepared: onnx.ModelProto) -> onnx.ModelProto | None:
@@ -120,15 +136,43 @@ def fastest(
                 continue
             attempts.append(Attempt(attention, scales, result, answers))
     near = [attempt for attempt in attempts if attempt.answers.within(limit)]
-    if len(near) < 2:
-        return near or sorted(attempts, key=lambda attempt: -attempt.answers.difference.sqnr_db)[:1]
-    ratios = time_in_turns(
-        [flavours.path, *(attempt.result.model for attempt in near)],
-        feeds,
-        threads,
-        lambda share: watch(0.3 + 0.7 * share, f"timing {len(near)} graphs in turns"),
-        SECONDS,
-    )
-    for attempt, ratio in zip(near, ratios[1:], strict=True):
-        attempt.ratio = ratio
-    return sorted(near, key=lambda attempt: -attempt.ratio * (WORTH if attempt.per_channel == per_channel else 1.0))
+    if not near:
+        return sorted(attempts, key=lambda attempt: -attempt.answers.difference.sqnr_db)[:1]
+    if len(near) > 1:
+        ratios = time_in_turns(
+            [flavours.path, *(attempt.result.model for attempt in near)],
+            feeds,
+            threads,
+            lambda share: watch(0.3 + 0.6 * share, f"timing {len(near)} graphs in turns"),
+            SECONDS,
+        )
+        for attempt, ratio in zip(near, ratios[1:], strict=True):
+            attempt.ratio = ratio
+        near.sort(key=lambda attempt: -attempt.ratio * (WORTH if attempt.per_channel == per_channel else 1.0))
+    watch(0.9, "the fastest with residuals apart")
+    apart = _apart(near[0], judge, feeds, limit, threads, tell)
+    return [*([apart] if apart is not None else []), *near]
+
+
+def _apart(
+    best: Attempt,
+    judge: Judge,
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    limit: float,
+    threads: int,
+    tell: Callable[[str], None],
+) -> Attempt | None:
+    """The best graph with its residual additions apart from the normalisations, if that is faster."""
+    model, count = separate_residuals(best.result.model)
+    if not count:
+        return None
+    try:
+        answers = judge.answers(model)
+        ratio = time_in_turns([best.result.model, model], feeds, threads, seconds=SECONDS)[1]
+    except Exception as error:  # see above
+        tell(f"residuals apart are dropped: {first_line(error)}")
+        return None
+    if ratio < WORTH or not answers.within(limit):
+        return None
+    result = dataclasses.replace(best.result, model=model)
+    return dataclasses.replace(best, result=result, answers=answers, ratio=best.ratio * ratio, residuals="separate")

@@ -48,9 +48,13 @@ class QuantizeDynamic(Parameters, frozen=True, tag="quantize-dynamic"):
         Literal["kept", "fused", "integer"],
         Meta(description="as the graph has it; fused in float; fused, its products in integers (search finds which)"),
     ] = "kept"
+    residuals: Annotated[
+        Literal["kept", "separate"],
+        Meta(description="let ONNX Runtime fuse residual additions with normalisations, or keep the two apart"),
+    ] = "kept"
     search: Annotated[
         Literal["fastest", "never"],
-        Meta(description="try each kind of attention and of scales; keep the fastest that is near enough"),
+        Meta(description="try each kind of attention, scales and residuals; keep the fastest that is near enough"),
     ] = "fastest"
     embeddings: Annotated[bool, Meta(description="store the rows of embedding tables as bytes too")] = True
     exclude: Annotated[list[str], Meta(description="names of nodes (PyTorch: layers) to leave in float")] = []
@@ -169,7 +173,7 @@ def quantize_dynamic(source: LoadedVariant, parameters: QuantizeDynamic, job: Jo
     refuse_unknown(parameters.exclude, prepared)
     job.progress(1, 10, "quantizing weights")
     flavours = Flavours(source.path, target.weights_7_bit, parameters.embeddings, frozenset(parameters.exclude))
-    result = flavours.make(prepared, parameters.attention, parameters.per_channel)
+    result = flavours.make(prepared, parameters.attention, parameters.per_channel, parameters.residuals)
     pinned = with_defaults(parameters) | {"search": "never"}
     figures: dict[str, Any] = {}
     if result is None:
@@ -180,7 +184,11 @@ def quantize_dynamic(source: LoadedVariant, parameters: QuantizeDynamic, job: Jo
     if parameters.search == "fastest":
         chosen, figures = _fastest(flavours, prepared, parameters, job)
         result = chosen.result
-        pinned |= {"attention": chosen.attention, "per_channel": chosen.per_channel}
+        pinned |= {
+            "attention": chosen.attention,
+            "per_channel": chosen.per_channel,
+            "residuals": chosen.residuals,
+        }
     files = save_graph(result.model, job.work / "model.onnx")
     job.progress(9.5, 10, "comparing with the source")
     figures |= {

@@ -221,6 +221,34 @@ def test_the_search_tries_kinds_of_attention_and_of_scales_and_pins_one(tmp_path
     assert again.path.read_bytes() == run.variants[0].path.read_bytes()
 
 
+NORM_BEHIND = """
+class Net(nn.Module):
+    def __init__(self, width=32):
+        super().__init__()
+        self.inner, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
+
+    def forward(self, x):
+        return self.norm(x + self.inner(x)).mean(dim=1)
+"""
+
+
+@pytest.mark.parametrize(("speed", "kind"), [(1.5, "separate"), (1.0, "kept")])
+def test_residuals_are_kept_apart_from_the_normalisation_only_where_that_is_faster(tmp_path, monkeypatch, speed, kind):
+    def pretended(models, feeds, threads, watch=None, seconds=0.0):
+        """Two: a graph and the same with its residuals apart; of more each is as fast as the source."""
+        return [1.0, speed] if len(models) == 2 else [1.0] * len(models)
+
+    monkeypatch.setattr("engine.graphs.dynamic_search.time_in_turns", pretended)
+    source = exported(tmp_path, NORM_BEHIND, SEQUENCE)
+    run = run_technique(source, "quantize-dynamic", tmp_path)
+    assert run.files[0].parameters["residuals"] == kind
+    operators = {node.op_type for node in onnx.load(run.variants[0].path).graph.node}
+    assert ("Sum" in operators) == (kind == "separate")
+    assert cosine(source, run.variants[0]) > 0.99
+    again = apply(source, "quantize-dynamic", tmp_path, **run.files[0].parameters)
+    assert again.path.read_bytes() == run.variants[0].path.read_bytes()
+
+
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_attention_in_integers_answers_as_the_source_does(tmp_path, per_channel):
     source = exported(tmp_path, PACKED, SEQUENCE)
