@@ -48,3 +48,9 @@ def as_root() -> None:
     """The test becomes another user for a moment, which only root can."""
     if os.getuid() != 0:
         pytest.skip("only root can become another user")
+
+
+@pytest.fixture
+def no_choice_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times of graphs as small as these are chance: no node goes back to float for its speed unless a test says so."""
+    monkeypatch.setattr("engine.graphs.sensitivity.SLOWER", float("inf"))

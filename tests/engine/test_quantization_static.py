@@ -23,6 +23,8 @@ from engine.context import JobCancelled
 from engine.protocol import ModelSource, Processor
 from engine.techniques import Refusal, find_technique, parse_parameters, why_unavailable
 
+pytestmark = pytest.mark.usefixtures("no_choice_by_chance")
+
 
 @pytest.fixture(scope="module")
 def convolutional(tmp_path_factory):
@@ -34,12 +36,6 @@ def convolutional(tmp_path_factory):
 def transformer(tmp_path_factory):
     directory = tmp_path_factory.mktemp("transformer")
     return apply(open_python(directory, TRANSFORMER, TOKENS), "export-onnx", directory)
-
-
-@pytest.fixture(autouse=True)
-def no_node_is_slower_in_integers(monkeypatch):
-    """Which one is depends on the processor and on what else it does; `test_sensitivity` is about that."""
-    monkeypatch.setattr("engine.graphs.sensitivity.SLOWER", float("inf"))
 
 
 def weights_of(variant) -> list[np.ndarray]:

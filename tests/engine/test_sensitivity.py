@@ -8,6 +8,8 @@ from engine.graphs.sensitivity import LEAST_COSINE, Answers, Judge, _noises, nod
 from engine.graphs.verification import Difference
 from engine.protocol import Logged
 
+pytestmark = pytest.mark.usefixtures("no_choice_by_chance")
+
 FRAGILE = """
 class Net(nn.Module):
     '''One channel of the first layer is 1,000 times the others, which one scale for all rounds away.
@@ -31,12 +33,6 @@ class Net(nn.Module):
         x = torch.relu(self.fragile(wide))
         return self.head(torch.relu(self.third(x)).amax((2, 3))) + 1e-4 * wide.amax((2, 3))[:, :6]
 """
-
-
-@pytest.fixture(autouse=True)
-def no_choice_by_chance(monkeypatch):
-    """Times of graphs as small as these are chance: no node goes back to float for its speed unless a test says so."""
-    monkeypatch.setattr("engine.graphs.sensitivity.SLOWER", float("inf"))
 
 
 @pytest.fixture(scope="module")

@@ -109,9 +109,8 @@ def test_the_range_of_least_error_clips_a_lone_outlier_and_keeps_a_full_range():
 
 
 @pytest.fixture(autouse=True)
-def no_choice_by_chance(monkeypatch):
-    """Times of graphs as small as these are chance: no node goes back to float for its speed unless a test says so."""
-    monkeypatch.setattr("engine.graphs.sensitivity.SLOWER", float("inf"))
+def no_variant_by_chance(no_choice_by_chance, monkeypatch):
+    """Nor does a second variant take over for its speed."""
     monkeypatch.setattr("engine.graphs.more_exact.TAKES_OVER", float("inf"))
 
 

@@ -4,7 +4,7 @@ Inputs `input_ids` and `attention_mask`: int64 (batch, 64), texts of 16 to 64 wo
 """
 
 import torch
-from made_up_data import CLASSES, VOCABULARY, batches, texts
+from made_up_data import CLASSES, VOCABULARY, offered, texts
 from random_networks import fitted
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -26,13 +26,4 @@ def load_model():
     return fitted(network, network.classifier, texts)
 
 
-def example_input(batch_size):
-    return texts(batch_size, batch_size)[0]
-
-
-def calibration_data():
-    return batches(texts, 256, 2)
-
-
-def test_data():
-    return batches(texts, 1000, 3)
+example_input, calibration_data, test_data = offered(texts)

@@ -4,7 +4,7 @@ Input `pixel_values`: float32 (batch, 3, 96, 96). Output: (batch, 10).
 """
 
 import torch
-from made_up_data import CLASSES, batches, pictures
+from made_up_data import CLASSES, offered, pictures
 from random_networks import fitted
 from transformers import ConvNextConfig, ConvNextForImageClassification
 
@@ -27,13 +27,4 @@ def load_model():
     return fitted(network, network.classifier, make)
 
 
-def example_input(batch_size):
-    return make(batch_size, batch_size)[0]
-
-
-def calibration_data():
-    return batches(make, 256, 2)
-
-
-def test_data():
-    return batches(make, 1000, 3)
+example_input, calibration_data, test_data = offered(make)

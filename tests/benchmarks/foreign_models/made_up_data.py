@@ -30,6 +30,17 @@ def batches(make: Callable[[int, int], Made], count: int, seed: int, size: int =
     return (make(min(size, count - first), 1000 * seed + first) for first in range(0, count, size))
 
 
+def offered(
+    make: Callable[[int, int], Made],
+) -> tuple[Callable[..., Any], Callable[[], Iterator[Made]], Callable[[], Iterator[Made]]]:
+    """What a model file offers beside its network: example_input, calibration_data (256) and test_data (1,000)."""
+    return (
+        lambda batch_size: make(batch_size, batch_size)[0],
+        lambda: batches(make, 256, 2),
+        lambda: batches(make, 1000, 3),
+    )
+
+
 def texts(count: int, seed: int) -> Made:
     """Words of which six in ten are favourites of the class, the others frequent or rare; padded to one length."""
     random, labels = _begin(count, seed)

@@ -4,7 +4,7 @@ Input `input_values`: float32 (batch, 16000), one second. Output: (batch, 10). R
 """
 
 import torch
-from made_up_data import CLASSES, batches, sounds
+from made_up_data import CLASSES, offered, sounds
 from random_networks import fitted
 from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 
@@ -26,13 +26,4 @@ def load_model():
     return fitted(network, network.classifier, sounds)
 
 
-def example_input(batch_size):
-    return sounds(batch_size, batch_size)[0]
-
-
-def calibration_data():
-    return batches(sounds, 256, 2)
-
-
-def test_data():
-    return batches(sounds, 1000, 3)
+example_input, calibration_data, test_data = offered(sounds)
