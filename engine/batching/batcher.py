@@ -88,7 +88,7 @@ class DynamicBatcher:
             priority = policy.default_priority
         elif not 1 <= priority <= policy.priority_levels:
             raise ValueError(f"priority must be between 1 and {policy.priority_levels}, not {priority}")
-        own = policy.of_priority(priority) if policy.priority_queue_policies else policy
+        own = policy.of_priority(priority)
         limit = own.default_timeout_ms
         if timeout_ms is not None:
             if timeout_ms <= 0:
