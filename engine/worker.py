@@ -53,7 +53,7 @@ from .protocol import (
 if TYPE_CHECKING:
     from .models import Model
 
-PROGRESS_SECONDS = 0.1
+PROGRESS_SECONDS = 0.25
 """The shortest time between two progress messages."""
 
 MAX_DETAIL = 256 * 1024

@@ -65,8 +65,8 @@ class Connection:
         self.link: Literal["connecting", "connected", "lost"] = "connecting"
         self.since = clock()
         self.reason = ""
-        self.logged: set[str] = set()
-        """Jobs whose log has grown since somebody last looked."""
+        self.log_news: dict[str, int] = {}
+        """By job, how often it was said that its log has grown."""
         self.curves: dict[str, Curves] = {}
         """What training jobs reported; `read_curves` fills in what was reported before anybody looked."""
         self.loads: dict[str, LoadCourse] = {}
@@ -160,7 +160,7 @@ class Connection:
         async for event in client.events():
             before = self.snapshot
             if isinstance(event, JobLogged):
-                self.logged.add(event.job)
+                self.log_news[event.job] = self.log_news.get(event.job, 0) + 1
             self._follow_curves(event)
             if isinstance(event, EngineStopping):
                 self.stopped = True

@@ -25,6 +25,17 @@ LEFT_DOTS = (0x40, 0x04, 0x02, 0x01)
 RIGHT_DOTS = (0x80, 0x20, 0x10, 0x08)
 """A braille cell's dots from the bottom up."""
 
+
+def _cell(left: int, right: int) -> str:
+    """The character with these dots in its two columns, bit 0 the lowest."""
+    code = sum(dot for bit, dot in enumerate(LEFT_DOTS) if left >> bit & 1)
+    code += sum(dot for bit, dot in enumerate(RIGHT_DOTS) if right >> bit & 1)
+    return chr(0x2800 + code) if code else " "
+
+
+CELLS = [[_cell(left, right) for right in range(16)] for left in range(16)]
+"""Every cell by its two columns: a chart is drawn once a second beside a training that wants the processor."""
+
 Ends = tuple[float, float]
 """Lowest and highest value of a scale."""
 
@@ -78,20 +89,19 @@ def columns(buckets: Sequence[Bucket], total: int, count: int) -> list[Ends | No
 
 def braille(found: Sequence[Ends | None], rows: int, scale: Ends) -> list[str]:
     """The columns, two a cell, as `rows` lines from top to bottom."""
-    levels = [None if one is None else (level(one[0], rows, scale), level(one[1], rows, scale)) for one in found]
-    if len(levels) % 2:
-        levels.append(None)
-    lines = []
-    for row in range(rows - 1, -1, -1):
-        cells = []
-        for pair in zip(levels[::2], levels[1::2]):
-            code = 0
-            for one, dots in zip(pair, (LEFT_DOTS, RIGHT_DOTS)):
-                if one is not None:
-                    code |= sum(dot for height, dot in enumerate(dots, row * 4) if one[0] <= height <= one[1])
-            cells.append(chr(0x2800 + code) if code else " ")
-        lines.append("".join(cells))
-    return lines
+    filled = [0 if one is None else _dots(level(one[0], rows, scale), level(one[1], rows, scale)) for one in found]
+    if len(filled) % 2:
+        filled.append(0)
+    pairs = list(zip(filled[::2], filled[1::2]))
+    return [
+        "".join([CELLS[left >> shift & 15][right >> shift & 15] for left, right in pairs])
+        for shift in range(4 * (rows - 1), -1, -4)
+    ]
+
+
+def _dots(low: int, high: int) -> int:
+    """A column filled between two dot rows, bit n for row n."""
+    return (2 << high) - (1 << low)
 
 
 def level(value: float, rows: int, scale: Ends) -> int:

@@ -74,7 +74,7 @@ def _match(graph: Graph, softmax: onnx.NodeProto) -> tuple[list[_Heads], float, 
     weighted = graph.only_reader(shares)
     if weighted is None or weighted.op_type != "MatMul" or weighted.input[0] != shares:
         return None
-    together = graph.only_reader(weighted.output[0])
+    together = graph.only_reader(_seen_again(graph, weighted.output[0]))
     if together is None or together.op_type != "Transpose" or attribute(together, "perm") != [0, 2, 1, 3]:
         return None
     reshape = graph.only_reader(together.output[0])
@@ -86,6 +86,17 @@ def _match(graph: Graph, softmax: onnx.NodeProto) -> tuple[list[_Heads], float, 
     if len(heads) != 3 or len({side.heads for side in heads}) != 1:
         return None
     return heads, factor * left_factor * right_factor * key_factor, bias, reshape
+
+
+def _seen_again(graph: Graph, name: str) -> str:
+    """The value behind a Reshape that leaves its shape as it is (where windows are part of the batch), else the same."""
+    node = graph.only_reader(name)
+    if node is None or node.op_type != "Reshape" or node.input[0] != name:
+        return name
+    before, after = graph.shape(name), graph.shape(node.output[0])
+    if before is None or after is None or len(before) != len(after) or before[1:] != after[1:]:
+        return name
+    return node.output[0] if all(isinstance(size, int) for size in before[1:]) else name
 
 
 def _guarded(graph: Graph, shares: str) -> str | None:

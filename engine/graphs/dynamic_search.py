@@ -19,10 +19,10 @@ import onnx
 from .attention_fusion import fuse_attention
 from .dynamic_quantization import Result, quantize_dynamically
 from .fingerprint import fingerprint
-from .graph_optimization import time_in_turns
 from .preparation import prepare, with_shapes
-from .residuals import separate_residuals
+from .residuals import faster_apart, separate_residuals
 from .sensitivity import Answers, Judge
+from .timing import WORTH, time_in_turns
 from .verification import first_line, run_graph
 
 AttentionKind = Literal["kept", "fused", "integer"]
@@ -30,9 +30,6 @@ AttentionKind = Literal["kept", "fused", "integer"]
 
 ResidualKind = Literal["kept", "separate"]
 """Whether ONNX Runtime may fuse residual additions with the normalisations behind them (see `residuals`)."""
-
-WORTH = 1.02
-"""One scale in all, or separate residuals, are taken only when they are faster than this."""
 
 SECONDS = 0.8
 """Spent on each graph and batch size, about."""
@@ -163,16 +160,19 @@ def _apart(
     tell: Callable[[str], None],
 ) -> Attempt | None:
     """The best graph with its residual additions apart from the normalisations, if that is faster."""
-    model, count = separate_residuals(best.result.model)
-    if not count:
-        return None
-    try:
+    answers = best.answers
+
+    def right(model: onnx.ModelProto) -> bool:
+        nonlocal answers
         answers = judge.answers(model)
-        ratio = time_in_turns([best.result.model, model], feeds, threads, seconds=SECONDS)[1]
+        return answers.within(limit)
+
+    try:
+        found = faster_apart(best.result.model, feeds, threads, SECONDS, right)
     except Exception as error:  # see above
         tell(f"residuals apart are dropped: {first_line(error)}")
         return None
-    if ratio < WORTH or not answers.within(limit):
+    if found is None:
         return None
-    result = dataclasses.replace(best.result, model=model)
-    return dataclasses.replace(best, result=result, answers=answers, ratio=best.ratio * ratio, residuals="separate")
+    result = dataclasses.replace(best.result, model=found[0])
+    return dataclasses.replace(best, result=result, answers=answers, ratio=best.ratio * found[1], residuals="separate")

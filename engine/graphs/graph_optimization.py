@@ -2,7 +2,8 @@
 
 No single optimiser knows every exporter's patterns: on one graph ONNX Runtime's transformer optimiser fuses no
 attention at all where onnxscript's rules fuse every one; on another it is the other way round. So all are tried,
-checked on real inputs, and timed against the source in turns. "attention" and "folding" are our own.
+checked on real inputs, and timed against the source in turns. "attention", "folding" and
+"residuals" (see there) are our own.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from .attention_fusion import fuse_attention
 from .fingerprint import fingerprint
 from .onnx_graph import Graph, all_nodes, attribute, load_graph
 from .preparation import name_nodes, prepare, with_shapes
+from .residuals import separate_residuals
 from .sessions import rewritten
+from .timing import WORTH, Batch, time_in_turns
 from .verification import compare_outputs, cpu_session, first_line, run_graph
 
 FUSED = (
@@ -43,8 +46,6 @@ ARCHITECTURE_SECONDS = 60.0
 TOLERANCE = 2e-3
 """Largest accepted difference, as a share of the largest output."""
 
-Batch = Mapping[str, np.ndarray]
-
 
 @dataclasses.dataclass
 class Candidate:
@@ -58,14 +59,17 @@ class Candidate:
     nodes: int = 0
     ratio: float | None = None
     """How many times faster than the source, the geometric mean over batch sizes."""
+    apart: int = 0
+    """Residual additions that were separated from their normalisations afterwards."""
 
     def sentence(self) -> str:
         """What it gave, for the log and the record."""
         if self.failure:
             return f"{self.name}: {self.failure}"
         fused = ", ".join(f"{count} {kind}" for kind, count in self.fused.items()) or "no fusion"
+        apart = f", {self.apart} residual additions apart" if self.apart else ""
         speed = f", {self.ratio:.2f}×" if self.ratio is not None else ""
-        return f"{self.name}: {self.nodes} nodes, {fused}{speed}"
+        return f"{self.name}: {self.nodes} nodes, {fused}{apart}{speed}"
 
 
 def candidates(path: Path, only: str = "") -> Iterator[Candidate]:
@@ -126,37 +130,20 @@ def verify(
         candidate.model = None
 
 
-def time_in_turns(
-    models: Sequence[onnx.ModelProto | Path],
-    feeds: Sequence[Batch],
-    threads: int,
-    watch: Callable[[float], None] = lambda share: None,
-    seconds: float = 1.5,
-) -> list[float]:
-    """Speed of each graph relative to the first, one after the other in turns so that drift hits all alike.
-
-    The geometric mean over `feeds` of the ratio of medians. `seconds` is roughly spent on each graph and feed.
-    """
-    sessions = [cpu_session(model, threads) for model in models]
-    ratios = np.zeros(len(models))
-    for index, feed in enumerate(feeds):
-        inputs = [{value.name: feed[value.name] for value in session.get_inputs()} for session in sessions]
-        for session, given in zip(sessions, inputs, strict=True):
-            session.run(None, given)
-        began = time.perf_counter()
-        sessions[0].run(None, inputs[0])
-        rounds = int(np.clip(seconds / max(time.perf_counter() - began, 1e-6), 7, 200))
-        times = np.empty((rounds, len(models)))
-        for turn in range(rounds):
-            watch((index + turn / rounds) / len(feeds))
-            order = range(len(models)) if turn % 2 == 0 else range(len(models) - 1, -1, -1)
-            for which in order:
-                began = time.perf_counter()
-                sessions[which].run(None, inputs[which])
-                times[turn, which] = time.perf_counter() - began
-        medians = np.median(times, axis=0)
-        ratios += np.log(medians[0] / medians) / len(feeds)
-    return [float(ratio) for ratio in np.exp(ratios)]
+def residuals_apart(
+    made: Candidate, feeds: Sequence[Batch], threads: int, even_if_slower: bool = False
+) -> Candidate | None:
+    """The candidate with its residual additions apart from their normalisations, where it has any and gets faster."""
+    assert made.model is not None and made.ratio is not None
+    model, count = separate_residuals(made.model)
+    if not count:
+        return None
+    gain = time_in_turns([made.model, model], feeds, threads)[1]
+    if gain < WORTH and not even_if_slower:
+        return None
+    fused = {kind: number for kind, number in made.fused.items() if kind != "SkipLayerNormalization"}
+    nodes = sum(_kinds(model).values())
+    return dataclasses.replace(made, model=model, fused=fused, nodes=nodes, apart=count, ratio=made.ratio * gain)
 
 
 def _optimisers(
@@ -165,6 +152,8 @@ def _optimisers(
     kinds = _kinds(source)
     yield "onnxruntime", lambda: _by_onnxruntime(path)
     yield "folding", lambda: prepare(path, fold=True)
+    if kinds["LayerNormalization"] or kinds["SkipLayerNormalization"]:
+        yield "residuals", lambda: separate_residuals(source)[0]
     if kinds["MatMul"] or kinds["Gemm"]:
         yield "onnxscript", lambda: _by_onnxscript(source)
     if kinds["Softmax"]:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from .graph_optimization import time_in_turns
 from .sensitivity import Batch, Found, Judge, noise_by_node
 from .static_recipe import Quantizer
+from .timing import time_in_turns
 
 CLEARLY_DB = 3.0
 """Half of the noise gone: from here on the second graph is worth having."""

@@ -26,10 +26,10 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from .graph_optimization import time_in_turns
 from .onnx_graph import Graph
 from .sessions import open_session
 from .static_recipe import Quantizer, Result
+from .timing import time_in_turns
 from .verification import Difference, compare_outputs, run_graph, varying_outputs
 
 LEAST_COSINE = 0.99

@@ -4,9 +4,14 @@ Replies are never dropped. Events are kept in order; for a client that reads slo
 - of several changes of one running job only the newest stays,
 - telemetry, log lines, metric points and ticks of a load test give way, the oldest first,
 - and when the rest is too much, all events are dropped and a fresh snapshot is sent in their place.
+
+What nobody waits for (progress, points of a curve, log lines, ticks) is held back for up to `BUNDLE_SECONDS` and goes
+with whatever else is sent, at the latest with the next telemetry: a client is woken twice a second by a training, not
+fifteen times. On a machine whose cores all train each time would stop the training.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 import msgspec
@@ -34,6 +39,9 @@ MAX_EVENTS = 1024
 MAX_EVENT_BYTES = 8 * 1024 * 1024
 """The same in bytes, all events together."""
 
+BUNDLE_SECONDS = 0.5
+"""A client that asks for telemetry gets that as often."""
+
 Passing = TelemetrySampled | JobLogged | MetricRecorded | LoadTicked
 """What a slow client can do without: each of these can be asked for later."""
 
@@ -53,7 +61,11 @@ class Outgoing:
         self._passing = 0
         self._bytes = 0
         self._behind = False
+        self._running: set[str] = set()
+        """Jobs that this client knows to run: more of the same can wait."""
         self._news = asyncio.Event()
+        self._hurry = asyncio.Event()
+        """Set while something waits that is to be sent at once."""
         self.emptied = asyncio.Event()
         """Set while nothing waits."""
         self.resyncs = 0
@@ -66,6 +78,7 @@ class Outgoing:
         except ValueError as error:
             frame = encode_frame(Reply(request=reply.request, error=f"The result is too large to send: {error}."))
         self._replies.append(frame)
+        self._hurry.set()
         self._announce()
 
     def put_event(self, event: EngineEvent, frame: bytes) -> None:
@@ -74,6 +87,8 @@ class Outgoing:
             return
         self._drop_older(event)
         self._add(_Item(event, frame))
+        if not self._can_wait(event):
+            self._hurry.set()
         while self._passing > MAX_PASSING:
             self._remove(next(i for i, item in enumerate(self._events) if isinstance(item.event, Passing)))
         if len(self._events) - self._passing > MAX_EVENTS or self._bytes > MAX_EVENT_BYTES:
@@ -86,6 +101,7 @@ class Outgoing:
         self._events.clear()
         self._passing = self._bytes = 0
         self._behind = True
+        self._hurry.set()
         self._announce()
 
     @property
@@ -99,6 +115,10 @@ class Outgoing:
             self._news.clear()
             self.emptied.set()
             await self._news.wait()
+        if not self._hurry.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), BUNDLE_SECONDS)
+        self._hurry.clear()
         frames = [item.frame for item in self._events]
         if self._behind:
             frames = [snapshot_frame(self._snapshot())]
@@ -108,6 +128,17 @@ class Outgoing:
         self._passing = self._bytes = 0
         self._behind = False
         return b"".join(frames)
+
+    def _can_wait(self, event: EngineEvent) -> bool:
+        """Nobody waits for it; telemetry is what the rest is sent with."""
+        if isinstance(event, JobChanged):
+            known, runs = event.job.id in self._running, isinstance(event.job.state, Running)
+            if runs:
+                self._running.add(event.job.id)
+            else:
+                self._running.discard(event.job.id)
+            return known and runs
+        return isinstance(event, JobLogged | MetricRecorded | LoadTicked)
 
     def _announce(self) -> None:
         self.emptied.clear()

@@ -8,7 +8,7 @@ graph, the job says so and gives no variant.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -32,6 +32,13 @@ class OptimizeGraph(Parameters, frozen=True, tag="optimize-graph"):
     optimiser: Annotated[
         str, Meta(description="only this one (its name as in the record of an earlier run); empty: try all")
     ] = ""
+    residuals: Annotated[
+        Literal["kept", "separate"],
+        Meta(
+            description="let ONNX Runtime fuse residual additions with normalisations, or keep the two apart; "
+            "with an optimiser's name (without one, what is faster is found)"
+        ),
+    ] = "kept"
     least_gain: Annotated[
         float,
         Meta(ge=0, le=1, description="how much faster than the source a graph must be, as a share, when all are tried"),
@@ -49,8 +56,9 @@ class OptimizeGraph(Parameters, frozen=True, tag="optimize-graph"):
 def optimize_graph(source: LoadedVariant, parameters: OptimizeGraph, job: JobContext) -> list[VariantFiles]:
     """Fuse attention, layer norm, GELU and more with every optimiser at hand; keep the fastest that is right."""
     from ..context import VariantFiles
-    from ..graphs.graph_optimization import Candidate, answered, candidates, time_in_turns, verify
+    from ..graphs.graph_optimization import Candidate, answered, candidates, residuals_apart, verify
     from ..graphs.onnx_graph import is_portable, save_graph
+    from ..graphs.timing import time_in_turns
     from ..graphs.verification import varying_outputs
 
     model = job.model
@@ -77,6 +85,14 @@ def optimize_graph(source: LoadedVariant, parameters: OptimizeGraph, job: JobCon
     told = "; ".join(candidate.sentence() for candidate in tried)
     job.log(told)
     best = max(good, key=lambda candidate: candidate.ratio or 0.0, default=None)
+    if best is not None and (parameters.residuals == "separate" or not parameters.optimiser):
+        job.progress(9, 10, f"{best.name} with residuals apart")
+        apart = residuals_apart(best, feeds, job.spec.threads, even_if_slower=bool(parameters.optimiser))
+        if apart is not None:
+            verify(apart, reference, batches, varying)
+        if apart is not None and apart.model is not None:
+            job.log(apart.sentence())
+            best = apart
     # one that was asked for by name is kept at any speed: a recipe that is run again must give the same graph
     least = 0.0 if parameters.optimiser else 1 + parameters.least_gain
     if best is None or best.model is None or (best.ratio or 0.0) < least:
@@ -86,6 +102,8 @@ def optimize_graph(source: LoadedVariant, parameters: OptimizeGraph, job: JobCon
     nodes = [node.name for node in best.model.graph.node if node.op_type in best.fused]
     files = save_graph(best.model, job.work / "model.onnx")
     fused = ", ".join(f"{count} {kind}" for kind, count in best.fused.items()) or "nothing by name"
+    if best.apart:
+        fused += f", {best.apart} residual additions apart from their normalisations"
     return [
         VariantFiles(
             format="onnx",
@@ -101,7 +119,11 @@ def optimize_graph(source: LoadedVariant, parameters: OptimizeGraph, job: JobCon
                     **{f"tried: {candidate.name}": candidate.failure or candidate.ratio for candidate in tried},
                 },
             ),
-            parameters={"optimiser": best.name, "least_gain": parameters.least_gain},
+            parameters={
+                "optimiser": best.name,
+                "residuals": "separate" if best.apart else "kept",
+                "least_gain": parameters.least_gain,
+            },
             parameter_count=source.record.parameter_count,
             macs=source.record.macs,
             portable=source.record.portable and is_portable(best.model),

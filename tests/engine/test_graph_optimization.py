@@ -18,9 +18,10 @@ from technique_jobs import (
 )
 
 from engine.graphs.attention_fusion import fuse_attention
-from engine.graphs.graph_optimization import architectures, candidates, heads_and_width, time_in_turns, verify
+from engine.graphs.graph_optimization import architectures, candidates, heads_and_width, verify
 from engine.graphs.onnx_graph import load_graph
 from engine.graphs.preparation import with_shapes
+from engine.graphs.timing import time_in_turns
 from engine.graphs.verification import compare_outputs, run_graph
 from engine.protocol import Logged, ModelSource
 from engine.techniques import Refusal
@@ -214,6 +215,38 @@ def test_an_optimiser_asked_for_by_name_runs_alone(transformer, monkeypatch):
     assert only.name == "onnxruntime"
 
 
+WINDOWS = """
+class Net(nn.Module):
+    # Attention within windows, which are part of the batch while it is computed, as in a Swin transformer.
+
+    def __init__(self, width=32, heads=4, size=9, windows=4):
+        super().__init__()
+        self.heads, self.size, self.windows = heads, size, windows
+        self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(4)])
+        self.near = nn.Parameter(torch.randn(1, heads, size, size))
+        self.register_buffer("mask", torch.randn(windows, 1, size, size))
+
+    def forward(self, x):
+        inside = x.unflatten(1, (self.windows, self.size)).flatten(0, 1)
+        q, k, v = (layer(inside).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in self.layers[:3])
+        bias = self.near + {mask}
+        found = nn.functional.scaled_dot_product_attention(q, k, v, bias)
+        return self.layers[3](found.transpose(1, 2).flatten(2)).unflatten(0, (-1, self.windows)).flatten(1, 2)
+"""
+
+
+@pytest.mark.parametrize("mask", ["0.0", "self.mask.repeat(x.shape[0], 1, 1, 1)"])
+def test_attention_within_windows_becomes_one_node(tmp_path, mask):
+    body = WINDOWS.format(mask=mask)
+    exported = apply(open_python(tmp_path, body, "torch.randn(batch_size, 36, 32)"), "export-onnx", tmp_path)
+    source = load_graph(exported.path)
+    fused, count = fuse_attention(with_shapes(source))
+    assert count == 1
+    assert not any(node.op_type == "Softmax" for node in fused.graph.node)
+    batches = [exported.model.example(size, seed=size) for size in (1, 3)]
+    assert compare_outputs(run_graph(source, batches), run_graph(fused, batches)).relative < 1e-5
+
+
 def test_a_softmax_that_is_no_attention_is_left_alone(tmp_path):
     body = """
     class Net(nn.Module):
@@ -304,3 +337,39 @@ def test_a_graph_is_as_fast_as_itself(transformer):
     ratios = time_in_turns([transformer.path, transformer.path], [transformer.model.example(8)], 1, seconds=0.3)
     assert ratios[0] == 1
     assert np.isclose(ratios[1], 1, rtol=0.5)
+
+
+NORM_BEHIND = """
+class Net(nn.Module):
+    def __init__(self, width=32):
+        super().__init__()
+        self.inner, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
+
+    def forward(self, x):
+        return self.norm(x + nn.functional.gelu(self.inner(x), approximate="tanh")).mean(dim=1)
+"""
+
+
+def has_gelu(model) -> bool:
+    return not isinstance(model, Path) and any("Gelu" in node.op_type for node in model.graph.node)
+
+
+@pytest.mark.parametrize(("gain", "kind"), [(1.5, "separate"), (1.0, "kept")])
+def test_residuals_are_taken_apart_in_the_fastest_graph_where_that_is_faster(tmp_path, monkeypatch, gain, kind):
+    def pretended(models, feeds, threads, watch=None, seconds=0.0):
+        """Two: a graph and the same with its residuals apart. More: those with a fused GELU are the fastest."""
+        if len(models) == 2:
+            return [1.0, gain]
+        return [1.3 if has_gelu(model) else 1.0 for model in models]
+
+    for place in ("timing", "graph_optimization"):
+        monkeypatch.setattr(f"engine.graphs.{place}.time_in_turns", pretended)
+    source = apply(open_python(tmp_path, NORM_BEHIND, SEQUENCE), "export-onnx", tmp_path)
+    run = run_technique(source, "optimize-graph", tmp_path)
+    made = run.files[0]
+    assert made.parameters["residuals"] == kind
+    assert ("apart" in made.changed.summary) == (kind == "separate")
+    assert ("Sum" in operators(run.variants[0])) == (kind == "separate")
+    assert cosine(source, run.variants[0]) > 0.99999
+    again = apply(source, "optimize-graph", tmp_path, **made.parameters)
+    assert again.path.read_bytes() == run.variants[0].path.read_bytes()

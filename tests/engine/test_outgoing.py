@@ -169,3 +169,35 @@ def test_folding_the_thinned_events_gives_the_same_jobs_as_folding_all():
         thinned = fold(thinned, event)
     assert {one.id: one for one in whole.jobs} == {one.id: one for one in thinned.jobs}
     assert whole.seq == thinned.seq
+
+
+def test_what_nobody_waits_for_goes_with_what_somebody_waits_for(monkeypatch):
+    monkeypatch.setattr(outgoing, "BUNDLE_SECONDS", 60.0)
+
+    async def scene() -> list[bool]:
+        queue, done = Outgoing(snapshot), []
+        offer(queue, JobChanged(seq=1, job=running("a", 1)))
+        await queue.take()  # that it runs is news
+        for hurried in (sample(9), JobChanged(seq=9, job=job("a", Succeeded(started=1.0, finished=2.0)))):
+            offer(
+                queue,
+                JobChanged(seq=2, job=running("a", 2)),
+                MetricRecorded(seq=3, job="a", name="loss", value=1.0, step=1, time=1.0),
+                JobLogged(seq=4, job="a", lines=("x",)),
+            )
+            taking = asyncio.create_task(queue.take())
+            await asyncio.sleep(0.05)
+            done.append(taking.done())
+            offer(queue, hurried)
+            data = await asyncio.wait_for(taking, 5)
+            done.append(b"job-logged" in data and b"metric-recorded" in data)
+        return done
+
+    assert asyncio.run(scene()) == [False, True, False, True]
+
+
+def test_with_nothing_else_to_send_progress_is_held_back_for_a_moment_only(monkeypatch):
+    monkeypatch.setattr(outgoing, "BUNDLE_SECONDS", 0.05)
+    queue = Outgoing(snapshot)
+    offer(queue, JobLogged(seq=1, job="a", lines=("x",)))
+    assert [message.seq for message in taken(queue)] == [1]

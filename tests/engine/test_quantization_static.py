@@ -152,6 +152,21 @@ def test_in_a_transformer_only_products_with_weights_are_quantized(transformer, 
     assert kinds["MatMulIntegerToFloat"] + kinds["QGemm"] >= 4
 
 
+@pytest.mark.parametrize(("gain", "kind"), [(1.5, "separate"), (1.0, "kept")])
+def test_residuals_are_kept_apart_from_normalisations_only_where_that_is_faster(
+    transformer, tmp_path, monkeypatch, gain, kind
+):
+    monkeypatch.setattr("engine.graphs.residuals.time_in_turns", lambda models, *_, **__: [1.0, gain])
+    run = run_technique(transformer, "quantize-static", tmp_path)
+    pinned = run.files[0].parameters
+    assert pinned["residuals"] == kind
+    graph = onnx.load(run.variants[0].path).graph
+    assert any(node.op_type == "Sum" for node in graph.node) == (kind == "separate")
+    assert cosine(transformer, run.variants[0]) > 0.99
+    again = apply(transformer, "quantize-static", tmp_path, **pinned)
+    assert again.path.read_bytes() == run.variants[0].path.read_bytes()
+
+
 def test_an_lstm_whose_head_alone_would_be_quantized_is_refused(tmp_path):
     exported = apply(open_python(tmp_path, RECURRENT.format(kind="LSTM"), ROWS), "export-onnx", tmp_path)
     with pytest.raises(Refusal, match="LSTM has no statically quantized kernel: use quantize-dynamic"):

@@ -63,3 +63,40 @@ def test_the_two_are_not_fused_and_the_answers_are_the_same(tmp_path):
 
 def test_a_bias_before_a_normalisation_stays_an_add():
     assert separate_residuals(block(bias=True))[1] == 0
+
+
+@pytest.mark.parametrize("inputs", [3, 4, 5])
+@pytest.mark.parametrize("total_read", [False, True])
+def test_what_an_optimiser_has_fused_is_taken_apart(tmp_path, inputs, total_read):
+    model = fused(inputs, ["", "", "total"] if total_read else [])
+    apart, count = separate_residuals(model)
+    assert count == 1
+    onnx.checker.check_model(apart)
+    (before, ran), (after, left) = run(model, tmp_path), run(apart, tmp_path)
+    assert ran["SkipLayerNormalization"] == 1
+    assert left["SkipLayerNormalization"] == 0
+    assert left["LayerNormalization"] == 1
+    assert after == pytest.approx(before, abs=1e-5)
+
+
+def test_a_fused_normalisation_whose_deviation_is_read_and_one_in_an_old_graph_stay():
+    assert separate_residuals(fused(4, ["mean", "deviation", ""]))[1] == 0
+    assert separate_residuals(fused(4, [], opset=16))[1] == 0
+
+
+def fused(inputs: int, more: list[str], opset: int = 17) -> onnx.ModelProto:
+    """The block with one node for addition and normalisation; `more` are its further outputs."""
+    model = block()
+    model.graph.initializer.append(numpy_helper.from_array(np.linspace(-1, 1, WIDTH, dtype=np.float32), "bias"))
+    del model.graph.node[1:]
+    given = ["product", "x", "scale", "shift", "bias"][:inputs]
+    outputs = ["normalised" if more else "y", *more]
+    model.graph.node.append(
+        helper.make_node("SkipLayerNormalization", given, outputs, "norm", domain="com.microsoft", epsilon=1e-5)
+    )
+    if more:
+        read = next(name for name in more if name)
+        model.graph.node.append(helper.make_node("Add", ["normalised", read], ["y"], "both"))
+    del model.opset_import[:]
+    model.opset_import.extend([helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)])
+    return model

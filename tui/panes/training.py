@@ -78,7 +78,8 @@ def _title(name: str, curve: Curve, job: Job, course: Course, limit: float | Non
     value = curve.last
     spans: list[Span] = [(fit(clean(NAMES.get(name, name), 30), 9), "strong"), (" " + _value(value, share), "strong")]
     if not job.is_done:
-        spans.append((f" {ARROWS[curve.trend]}", _trend_role(curve.trend, share)))
+        trend = curve.trend
+        spans.append((f" {ARROWS[trend]}", _trend_role(trend, share)))
     if limit is not None and course.before is not None:
         above = value is not None and value >= limit
         spans.append((f"  limit {_value(limit, True)}", "limit"))

@@ -28,6 +28,10 @@ DIVISIONS = ("", "-charts-only", "-log-only")
 """What `v` goes through: both, the curves alone, the log alone."""
 
 
+UNHEARD_SECONDS = 5.0
+"""The log is read again after this even if nobody said that it grew: that may be dropped on the way to a slow client."""
+
+
 class JobScreen(Screen[None]):
     """See the top of this file."""
 
@@ -41,6 +45,9 @@ class JobScreen(Screen[None]):
         self._job = job
         self._offset = 0
         self._reading = False
+        self._read_when: object = None
+        """What was known of the job when its log was read last."""
+        self._read_at = 0.0
         self._division = 0
 
     def compose(self) -> ComposeResult:
@@ -70,8 +77,10 @@ class JobScreen(Screen[None]):
         if training:
             cast("TrimtabApp", self.app).want_curves(job)
             self.query_one(TrainingPane).show(job, snapshot, view)
-        if not self._reading:
-            self._reading = True
+        app = cast("TrimtabApp", self.app)
+        known = (app.connection.log_news.get(job.id, 0), type(job.state), view.link_since)
+        if not self._reading and (known != self._read_when or view.now - self._read_at >= UNHEARD_SECONDS):
+            self._reading, self._read_when, self._read_at = True, known, view.now
             self.run_worker(self._read(), group="log")
 
     def action_divide(self) -> None:

@@ -51,6 +51,7 @@ class MainScreen(Screen[None]):
         self._log_offset = 0
         self._reading_log = False
         self._log_read = 0.0
+        self._log_heard = 0
 
     def compose(self) -> ComposeResult:
         yield HeaderPane(id="header")
@@ -83,7 +84,7 @@ class MainScreen(Screen[None]):
                     widget.show(snapshot, view)  # type: ignore[attr-defined]
             self._follow_job(snapshot)
             self.query_one(FooterPane).show(self.situation())
-        if self._log_job in self.trimtab.connection.logged and view.now - self._log_read >= LOG_SECONDS:
+        if self._log_heard != self._log_news() and view.now - self._log_read >= LOG_SECONDS:
             self._fetch_log()
 
     def on_resize(self) -> None:
@@ -203,6 +204,10 @@ class MainScreen(Screen[None]):
         if id is not None:
             self._fetch_log()
 
+    def _log_news(self) -> int:
+        """Changes when the shown job's log has grown."""
+        return self.trimtab.connection.log_news.get(self._log_job or "", 0)
+
     def _fetch_log(self) -> None:
         if not self._reading_log:
             self._log_read = self.trimtab.clock()
@@ -213,7 +218,7 @@ class MainScreen(Screen[None]):
         self._reading_log = True
         try:
             while (job := self._log_job) is not None:
-                self.trimtab.connection.logged.discard(job)
+                self._log_heard = self._log_news()
                 result: Any = await self.trimtab.ask(ReadLog(request=0, job=job, offset=self._log_offset), quiet=True)
                 if job != self._log_job:
                     continue
