@@ -89,7 +89,7 @@ def _match(graph: Graph, softmax: onnx.NodeProto) -> tuple[list[_Heads], float, 
 
 
 def _seen_again(graph: Graph, name: str) -> str:
-    """The value behind a Reshape that leaves its shape as it is (where windows are part of the batch), else the same."""
+    """The value behind a Reshape that leaves its shape as it is (as exports of windows have them), else the same."""
     node = graph.only_reader(name)
     if node is None or node.op_type != "Reshape" or node.input[0] != name:
         return name

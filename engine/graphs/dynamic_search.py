@@ -1,15 +1,15 @@
 """Which flavour of dynamic quantization is the fastest here and still near enough: tried, checked, timed in turns.
 
 What differs is how attention is computed (as the graph has it, fused in float, or in integers), whether a weight has
-one scale per output channel or one in all, and whether ONNX Runtime may fuse a residual addition with the normalisation
-behind it. No choice wins everywhere: one scale is 3 to 8 % faster in an LSTM and less exact, fused attention wins at
-batch 1 and may lose at batch 8.
+one scale per output channel or one in all, and the rewrites that serve speed alone (see `touches`). No choice wins
+everywhere: one scale is 3 to 8 % faster in an LSTM and less exact, fused attention wins at batch 1 and may lose at
+batch 8.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,16 +20,13 @@ from .attention_fusion import fuse_attention
 from .dynamic_quantization import Result, quantize_dynamically
 from .fingerprint import fingerprint
 from .preparation import prepare, with_shapes
-from .residuals import faster_apart, separate_residuals
 from .sensitivity import Answers, Judge
 from .timing import WORTH, time_in_turns
+from .touches import Touched, touch_up, touched
 from .verification import first_line, run_graph
 
 AttentionKind = Literal["kept", "fused", "integer"]
 """As the graph has it; fused, in float; fused, with its product of q, k and v in integers."""
-
-ResidualKind = Literal["kept", "separate"]
-"""Whether ONNX Runtime may fuse residual additions with the normalisations behind them (see `residuals`)."""
 
 SECONDS = 0.8
 """Spent on each graph and batch size, about."""
@@ -44,15 +41,15 @@ class Attempt:
     result: Result
     answers: Answers
     ratio: float = 0.0
-    residuals: ResidualKind = "kept"
+    touched: Touched | None = None
+    """What was done to it afterwards for speed alone."""
 
     def sentence(self) -> str:
         """For the log and the record."""
         scales = "a scale per channel" if self.per_channel else "one scale"
         speed = f"{self.ratio:.2f}×, " if self.ratio else ""
-        if self.residuals == "separate":
-            scales += ", residuals separate"
-        return f"attention {self.attention}, {scales}: {speed}cosine {self.answers.difference.cosine:.5f}"
+        touches = f", {self.touched.sentence}" if self.touched is not None else ""
+        return f"attention {self.attention}, {scales}{touches}: {speed}cosine {self.answers.difference.cosine:.5f}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +67,7 @@ class Flavours:
         prepared: onnx.ModelProto,
         attention: AttentionKind,
         per_channel: bool,
-        residuals: ResidualKind = "kept",
+        touches: Collection[str] = (),
     ) -> Result | None:
         """The graph quantized in one flavour; None where the source has no attention to do this with."""
         graph = prepared if attention == "kept" else self._fused(prepared)
@@ -81,9 +78,7 @@ class Flavours:
         )
         if attention == "integer" and not any(node.op_type == "QAttention" for node in result.model.graph.node):
             return None
-        if residuals == "separate":
-            return dataclasses.replace(result, model=separate_residuals(result.model)[0])
-        return result
+        return dataclasses.replace(result, model=touched(result.model, touches).model)
 
     def _fused(self, prepared: onnx.ModelProto) -> onnx.ModelProto | None:
         """The graph with its attention as one node each."""
@@ -146,33 +141,22 @@ def fastest(
         for attempt, ratio in zip(near, ratios[1:], strict=True):
             attempt.ratio = ratio
         near.sort(key=lambda attempt: -attempt.ratio * (WORTH if attempt.per_channel == per_channel else 1.0))
-    watch(0.9, "the fastest with residuals apart")
-    apart = _apart(near[0], judge, feeds, limit, threads, tell)
-    return [*([apart] if apart is not None else []), *near]
+    watch(0.9, "the fastest with rewrites that serve speed alone")
+    better = _touched_up(near[0], judge, feeds, threads, tell)
+    return [*([better] if better is not None else []), *near]
 
 
-def _apart(
+def _touched_up(
     best: Attempt,
     judge: Judge,
     feeds: Sequence[Mapping[str, np.ndarray]],
-    limit: float,
     threads: int,
     tell: Callable[[str], None],
 ) -> Attempt | None:
-    """The best graph with its residual additions apart from the normalisations, if that is faster."""
-    answers = best.answers
-
-    def right(model: onnx.ModelProto) -> bool:
-        nonlocal answers
-        answers = judge.answers(model)
-        return answers.within(limit)
-
-    try:
-        found = faster_apart(best.result.model, feeds, threads, SECONDS, right)
-    except Exception as error:  # see above
-        tell(f"residuals apart are dropped: {first_line(error)}")
+    """The best graph with its residual additions apart and its masks raised, as far as that makes it faster."""
+    found = touch_up(best.result.model, feeds, threads, SECONDS, judge.as_good_as(best.answers), tell)
+    if not found.counts:
         return None
-    if found is None:
-        return None
-    result = dataclasses.replace(best.result, model=found[0])
-    return dataclasses.replace(best, result=result, answers=answers, ratio=best.ratio * found[1], residuals="separate")
+    result = dataclasses.replace(best.result, model=found.model)
+    answers = judge.answers(found.model)
+    return dataclasses.replace(best, result=result, answers=answers, ratio=best.ratio * found.gain, touched=found)

@@ -2,8 +2,7 @@
 
 No single optimiser knows every exporter's patterns: on one graph ONNX Runtime's transformer optimiser fuses no
 attention at all where onnxscript's rules fuse every one; on another it is the other way round. So all are tried,
-checked on real inputs, and timed against the source in turns. "attention", "folding" and
-"residuals" (see there) are our own.
+checked on real inputs, and timed against the source in turns. "attention" and "folding" are our own.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import importlib.util
 import io
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +25,9 @@ from .attention_fusion import fuse_attention
 from .fingerprint import fingerprint
 from .onnx_graph import Graph, all_nodes, attribute, load_graph
 from .preparation import name_nodes, prepare, with_shapes
-from .residuals import separate_residuals
 from .sessions import rewritten
-from .timing import WORTH, Batch, time_in_turns
+from .timing import Batch
+from .touches import Touched, touchable
 from .verification import compare_outputs, cpu_session, first_line, run_graph
 
 FUSED = (
@@ -39,6 +38,9 @@ FUSED = (
 """Operators that stand for what used to be several."""
 
 TRANSFORMERS = "onnxruntime.transformers"
+
+AS_IT_IS = "as it is"
+"""The source itself, in case the rewrites that serve speed alone (see `touches`) make it the fastest."""
 
 ARCHITECTURE_SECONDS = 60.0
 """After this no further architecture of that optimiser is tried."""
@@ -59,17 +61,36 @@ class Candidate:
     nodes: int = 0
     ratio: float | None = None
     """How many times faster than the source, the geometric mean over batch sizes."""
-    apart: int = 0
-    """Residual additions that were separated from their normalisations afterwards."""
+    touched: Touched | None = None
+    """What was done to it afterwards for speed alone."""
+
+    @property
+    def is_source(self) -> bool:
+        """Nothing was done to it."""
+        return self.name == AS_IT_IS and not (self.touched is not None and self.touched.counts)
+
+    def touch(self, done: Touched) -> None:
+        """Take over the graph that some rewrites made of this one."""
+        self.touched, self.model, self.nodes = done, done.model, sum(_kinds(done.model).values())
+        if "residuals" in done.counts:
+            self.fused.pop("SkipLayerNormalization", None)
+        if self.ratio is not None:
+            self.ratio *= done.gain
 
     def sentence(self) -> str:
         """What it gave, for the log and the record."""
         if self.failure:
             return f"{self.name}: {self.failure}"
-        fused = ", ".join(f"{count} {kind}" for kind, count in self.fused.items()) or "no fusion"
-        apart = f", {self.apart} residual additions apart" if self.apart else ""
         speed = f", {self.ratio:.2f}×" if self.ratio is not None else ""
-        return f"{self.name}: {self.nodes} nodes, {fused}{apart}{speed}"
+        return f"{self.name}: {self.nodes} nodes, {self.what()}{speed}"
+
+    def what(self) -> str:
+        """What was done to the graph."""
+        fused = ", ".join(f"{count} {kind}" for kind, count in self.fused.items())
+        parts = [f"fused {fused}" if fused else "no fusion"]
+        if self.touched is not None and self.touched.sentence:
+            parts.append(self.touched.sentence)
+        return ", ".join(parts)
 
 
 def candidates(path: Path, only: str = "") -> Iterator[Candidate]:
@@ -91,7 +112,7 @@ def candidates(path: Path, only: str = "") -> Iterator[Candidate]:
         after = _kinds(model)
         made.model, made.nodes = model, sum(after.values())
         made.fused = {kind: after[kind] - before[kind] for kind in FUSED if after[kind] > before[kind]}
-        if after == before and fingerprint(model) == parent:
+        if name != AS_IT_IS and after == before and fingerprint(model) == parent:
             made.failure, made.model = "changed nothing", None
         yield made
 
@@ -120,40 +141,30 @@ def verify(
 ) -> None:
     """Drop a candidate whose answers differ from the reference. `varying`: see `compare_outputs`."""
     assert candidate.model is not None
-    try:
-        found = compare_outputs(reference, run_graph(candidate.model, batches), varying=varying)
-    except Exception as error:  # a graph ONNX Runtime cannot run raises classes of its own
-        candidate.failure, candidate.model = f"cannot run: {first_line(error)}", None
-        return
-    if found.relative > TOLERANCE:
-        candidate.failure = f"answers differ by {found.relative:.2%} of the largest output"
+    candidate.failure = why_wrong(candidate.model, reference, batches, varying)
+    if candidate.failure is not None:
         candidate.model = None
 
 
-def residuals_apart(
-    made: Candidate, feeds: Sequence[Batch], threads: int, even_if_slower: bool = False
-) -> Candidate | None:
-    """The candidate with its residual additions apart from their normalisations, where it has any and gets faster."""
-    assert made.model is not None and made.ratio is not None
-    model, count = separate_residuals(made.model)
-    if not count:
-        return None
-    gain = time_in_turns([made.model, model], feeds, threads)[1]
-    if gain < WORTH and not even_if_slower:
-        return None
-    fused = {kind: number for kind, number in made.fused.items() if kind != "SkipLayerNormalization"}
-    nodes = sum(_kinds(model).values())
-    return dataclasses.replace(made, model=model, fused=fused, nodes=nodes, apart=count, ratio=made.ratio * gain)
+def why_wrong(
+    model: onnx.ModelProto, reference: Sequence[Batch], batches: Sequence[Batch], varying: Collection[str] = ()
+) -> str | None:
+    """What is wrong with a graph's answers; None where they are those of the reference."""
+    try:
+        found = compare_outputs(reference, run_graph(model, batches), varying=varying)
+    except Exception as error:  # a graph ONNX Runtime cannot run raises classes of its own
+        return f"cannot run: {first_line(error)}"
+    return f"answers differ by {found.relative:.2%} of the largest output" if found.relative > TOLERANCE else None
 
 
 def _optimisers(
     path: Path, source: onnx.ModelProto, only: str = ""
 ) -> Iterator[tuple[str, Callable[[], onnx.ModelProto]]]:
     kinds = _kinds(source)
+    if touchable(source):
+        yield AS_IT_IS, lambda: load_graph(path)
     yield "onnxruntime", lambda: _by_onnxruntime(path)
     yield "folding", lambda: prepare(path, fold=True)
-    if kinds["LayerNormalization"] or kinds["SkipLayerNormalization"]:
-        yield "residuals", lambda: separate_residuals(source)[0]
     if kinds["MatMul"] or kinds["Gemm"]:
         yield "onnxscript", lambda: _by_onnxscript(source)
     if kinds["Softmax"]:

@@ -7,14 +7,10 @@ time of a quantized BERT. `Sum` of two values is the same addition, and no fusio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-
-import numpy as np
 import onnx
 from onnx import helper
 
 from .onnx_graph import Graph, attribute
-from .timing import WORTH, time_in_turns
 
 LAYER_NORMALIZATION_OPSET = 17
 
@@ -42,29 +38,11 @@ def separate_residuals(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     return copy, count
 
 
-def faster_apart(
-    model: onnx.ModelProto,
-    feeds: Sequence[Mapping[str, np.ndarray]],
-    threads: int,
-    seconds: float,
-    right: Callable[[onnx.ModelProto], bool] = lambda model: True,
-) -> tuple[onnx.ModelProto, float] | None:
-    """(the graph with separate residuals, how many times faster it is); None where that is not worth it or not `right`.
-
-    Raises what ONNX Runtime raises when it cannot run the graph.
-    """
-    apart, count = separate_residuals(model)
-    if not count or not right(apart):
-        return None
-    ratio = time_in_turns([model, apart], feeds, threads, seconds=seconds)[1]
-    return (apart, ratio) if ratio >= WORTH else None
-
-
 def _taken_apart(graph: Graph, node: onnx.NodeProto) -> bool:
     """Write Sum and LayerNormalization in place of a node that does both, if nobody reads its mean and deviation."""
     left, right, scale, shift, bias = [*node.input, "", ""][:5]
     outputs = [*node.output, "", "", ""][:4]
-    if outputs[1] or outputs[2] or _opset(graph.model) < LAYER_NORMALIZATION_OPSET:
+    if outputs[1] or outputs[2] or graph.opset() < LAYER_NORMALIZATION_OPSET:
         return False
     unique, made = graph.unique, []
     if bias:  # first, beside the product it belongs to: quantized products take their bias in
@@ -88,7 +66,3 @@ def _taken_apart(graph: Graph, node: onnx.NodeProto) -> bool:
     graph.proto.node.remove(node)
     graph.proto.node.extend(made)
     return True
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)

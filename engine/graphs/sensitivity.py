@@ -125,6 +125,11 @@ class Judge:
             difference = NO_ANSWER
         return Answers(difference, changed / samples if samples else None, samples)
 
+    def as_good_as(self, wanted: Answers) -> Callable[[onnx.ModelProto], bool]:
+        """What tells whether a graph answers as exactly as one with these answers."""
+        least = wanted.difference.sqnr_db - AS_EXACT_DB
+        return lambda model: self.answers(model).difference.sqnr_db >= least
+
     def on_fewer(self, samples: int) -> Judge:
         """The same comparison on the first batches only, at least so many samples."""
         count = 0

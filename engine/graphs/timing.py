@@ -14,7 +14,7 @@ from .verification import cpu_session
 Batch = Mapping[str, np.ndarray]
 
 WORTH = 1.02
-"""A choice that only serves speed is taken when the graph gets so many times faster: less is within what noise can do."""
+"""A choice that only serves speed is taken when the graph gets so many times faster: noise can do less."""
 
 
 def time_in_turns(

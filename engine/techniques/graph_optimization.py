@@ -8,11 +8,12 @@ graph, the job says so and gives no variant.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
 from . import Changed, Needs, Parameters, Refusal, technique
+from .touches import Masks, Residuals, pinned_touches, touches_asked_for
 
 if TYPE_CHECKING:
     from ..context import JobContext, LoadedVariant, VariantFiles
@@ -32,13 +33,8 @@ class OptimizeGraph(Parameters, frozen=True, tag="optimize-graph"):
     optimiser: Annotated[
         str, Meta(description="only this one (its name as in the record of an earlier run); empty: try all")
     ] = ""
-    residuals: Annotated[
-        Literal["kept", "separate"],
-        Meta(
-            description="let ONNX Runtime fuse residual additions with normalisations, or keep the two apart; "
-            "with an optimiser's name (without one, what is faster is found)"
-        ),
-    ] = "kept"
+    residuals: Residuals = "kept"
+    masks: Masks = "kept"
     least_gain: Annotated[
         float,
         Meta(ge=0, le=1, description="how much faster than the source a graph must be, as a share, when all are tried"),
@@ -56,9 +52,10 @@ class OptimizeGraph(Parameters, frozen=True, tag="optimize-graph"):
 def optimize_graph(source: LoadedVariant, parameters: OptimizeGraph, job: JobContext) -> list[VariantFiles]:
     """Fuse attention, layer norm, GELU and more with every optimiser at hand; keep the fastest that is right."""
     from ..context import VariantFiles
-    from ..graphs.graph_optimization import Candidate, answered, candidates, residuals_apart, verify
+    from ..graphs.graph_optimization import Candidate, answered, candidates, verify, why_wrong
     from ..graphs.onnx_graph import is_portable, save_graph
     from ..graphs.timing import time_in_turns
+    from ..graphs.touches import touch_up, touched
     from ..graphs.verification import varying_outputs
 
     model = job.model
@@ -68,6 +65,8 @@ def optimize_graph(source: LoadedVariant, parameters: OptimizeGraph, job: JobCon
     for candidate in candidates(source.path, parameters.optimiser):
         job.progress(len(tried), 10, f"trying {candidate.name}")
         if candidate.model is not None:
+            if parameters.optimiser:
+                candidate.touch(touched(candidate.model, touches_asked_for(parameters)))
             verify(candidate, reference, batches, varying)
         tried.append(candidate)
     if not tried:
@@ -85,14 +84,20 @@ def optimize_graph(source: LoadedVariant, parameters: OptimizeGraph, job: JobCon
     told = "; ".join(candidate.sentence() for candidate in tried)
     job.log(told)
     best = max(good, key=lambda candidate: candidate.ratio or 0.0, default=None)
-    if best is not None and (parameters.residuals == "separate" or not parameters.optimiser):
-        job.progress(9, 10, f"{best.name} with residuals apart")
-        apart = residuals_apart(best, feeds, job.spec.threads, even_if_slower=bool(parameters.optimiser))
-        if apart is not None:
-            verify(apart, reference, batches, varying)
-        if apart is not None and apart.model is not None:
-            job.log(apart.sentence())
-            best = apart
+    if best is not None and best.model is not None and not parameters.optimiser:
+        job.progress(9, 10, f"{best.name} with rewrites that serve speed alone")
+        best.touch(
+            touch_up(
+                best.model,
+                feeds,
+                job.spec.threads,
+                1.5,
+                lambda model: why_wrong(model, reference, batches, varying) is None,
+                lambda text: job.log(f"{best.name}, {text}"),
+            )
+        )
+    if best is not None and best.is_source:
+        best = max((one for one in good if one is not best), key=lambda candidate: candidate.ratio or 0.0, default=None)
     # one that was asked for by name is kept at any speed: a recipe that is run again must give the same graph
     least = 0.0 if parameters.optimiser else 1 + parameters.least_gain
     if best is None or best.model is None or (best.ratio or 0.0) < least:
@@ -101,15 +106,12 @@ def optimize_graph(source: LoadedVariant, parameters: OptimizeGraph, job: JobCon
         raise Refusal(f"No optimiser made {source.record.name} faster than ONNX Runtime does by itself. {told}.")
     nodes = [node.name for node in best.model.graph.node if node.op_type in best.fused]
     files = save_graph(best.model, job.work / "model.onnx")
-    fused = ", ".join(f"{count} {kind}" for kind, count in best.fused.items()) or "nothing by name"
-    if best.apart:
-        fused += f", {best.apart} residual additions apart from their normalisations"
     return [
         VariantFiles(
             format="onnx",
             files=files,
             changed=Changed(
-                summary=f"{best.name}: fused {fused}; {best.ratio:.2f}× of the source, answers checked",
+                summary=f"{best.name}: {best.what()}; {best.ratio:.2f}× of the source, answers checked",
                 touched=tuple(nodes),
                 figures={
                     "optimiser": best.name,
@@ -121,7 +123,7 @@ def optimize_graph(source: LoadedVariant, parameters: OptimizeGraph, job: JobCon
             ),
             parameters={
                 "optimiser": best.name,
-                "residuals": "separate" if best.apart else "kept",
+                **pinned_touches(best.touched.counts if best.touched is not None else ()),
                 "least_gain": parameters.least_gain,
             },
             parameter_count=source.record.parameter_count,

@@ -28,6 +28,7 @@ from .quantized_graphs import (
     summary_of,
     target_of,
 )
+from .touches import Masks, Residuals, pinned_touches, touches_asked_for
 
 if TYPE_CHECKING:
     from ..context import JobContext, LoadedVariant, VariantFiles
@@ -48,13 +49,11 @@ class QuantizeDynamic(Parameters, frozen=True, tag="quantize-dynamic"):
         Literal["kept", "fused", "integer"],
         Meta(description="as the graph has it; fused in float; fused, its products in integers (search finds which)"),
     ] = "kept"
-    residuals: Annotated[
-        Literal["kept", "separate"],
-        Meta(description="let ONNX Runtime fuse residual additions with normalisations, or keep the two apart"),
-    ] = "kept"
+    residuals: Residuals = "kept"
+    masks: Masks = "kept"
     search: Annotated[
         Literal["fastest", "never"],
-        Meta(description="try each kind of attention, scales and residuals; keep the fastest that is near enough"),
+        Meta(description="try each kind of attention and scales, residuals and masks; keep the fastest near enough"),
     ] = "fastest"
     embeddings: Annotated[bool, Meta(description="store the rows of embedding tables as bytes too")] = True
     exclude: Annotated[list[str], Meta(description="names of nodes (PyTorch: layers) to leave in float")] = []
@@ -90,10 +89,8 @@ class QuantizeStatic(Parameters, frozen=True, tag="quantize-static"):
         bool, Meta(description="on CPUs, also quantize what has no static kernel (LSTM, embeddings) dynamically")
     ] = True
     exclude: Annotated[list[str], Meta(description="names of nodes to leave in float")] = []
-    residuals: Annotated[
-        Literal["kept", "separate"],
-        Meta(description="on CPUs, let ONNX Runtime fuse residual additions with normalisations, or keep them apart"),
-    ] = "kept"
+    residuals: Residuals = "kept"
+    masks: Masks = "kept"
     search: Annotated[
         Literal["when-needed", "always", "never"],
         Meta(description="look for the ranges and biases that cost least, then for the nodes to leave in float"),
@@ -177,7 +174,7 @@ def quantize_dynamic(source: LoadedVariant, parameters: QuantizeDynamic, job: Jo
     refuse_unknown(parameters.exclude, prepared)
     job.progress(1, 10, "quantizing weights")
     flavours = Flavours(source.path, target.weights_7_bit, parameters.embeddings, frozenset(parameters.exclude))
-    result = flavours.make(prepared, parameters.attention, parameters.per_channel, parameters.residuals)
+    result = flavours.make(prepared, parameters.attention, parameters.per_channel, touches_asked_for(parameters))
     pinned = with_defaults(parameters) | {"search": "never"}
     figures: dict[str, Any] = {}
     if result is None:
@@ -191,7 +188,7 @@ def quantize_dynamic(source: LoadedVariant, parameters: QuantizeDynamic, job: Jo
         pinned |= {
             "attention": chosen.attention,
             "per_channel": chosen.per_channel,
-            "residuals": chosen.residuals,
+            **pinned_touches(chosen.touched.counts if chosen.touched is not None else ()),
         }
     files = save_graph(result.model, job.work / "model.onnx")
     job.progress(9.5, 10, "comparing with the source")
@@ -262,6 +259,7 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
     from ..graphs.sensitivity import Judge, search
     from ..graphs.settings_search import quantizer_for, settle
     from ..graphs.static_recipe import Settings
+    from ..graphs.touches import touch_up
 
     target = target_of(job)
     job.progress(0, 10, "preparing the graph")
@@ -331,9 +329,13 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
         if exact is not None:
             front = [*(front if exact.label else []), exact]
     if target.device_class != "cuda":
-        steps.at(9, "the fastest with residuals apart")
-        if _faster_apart(front[0], job):
-            parameters = msgspec.structs.replace(parameters, residuals="separate")
+        steps.at(9, "the fastest with rewrites that serve speed alone")
+        sizes = [job.model.fixed_batch] if job.model.fixed_batch else job.spec.batch_sizes
+        feeds = [job.model.example(size) for size in sizes]
+        done = touch_up(
+            front[0].result.model, feeds, job.spec.threads, 1.0, judge.as_good_as(front[0].answers), job.log
+        )
+        parameters = msgspec.structs.replace(parameters, **pinned_touches(done.counts))
     variants = []
     for found in front:
         answers = found.answers
@@ -357,18 +359,6 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
             _static_variant(source, parameters, job, target, found.result, extra, found.label, found.in_float, note)
         )
     return variants
-
-
-def _faster_apart(found: Any, job: JobContext) -> bool:
-    """Whether the graph is faster with its residual additions apart from the normalisations."""
-    from ..graphs.residuals import faster_apart
-
-    sizes = [job.model.fixed_batch] if job.model.fixed_batch else job.spec.batch_sizes
-    apart = faster_apart(found.result.model, [job.model.example(size) for size in sizes], job.spec.threads, 1.0)
-    if apart is None:
-        return False
-    job.log(f"residual additions apart from their normalisations: {apart[1]:.2f}× of that")
-    return True
 
 
 def _settled(parameters: QuantizeStatic, settings: Any) -> QuantizeStatic:
@@ -410,12 +400,10 @@ def _static_variant(
     from ..graphs.onnx_graph import is_portable, save_graph
     from ..graphs.precision import convert
     from ..graphs.preparation import with_shapes
-    from ..graphs.residuals import separate_residuals
+    from ..graphs.touches import touched
     from . import with_defaults
 
-    written = result.model
-    if parameters.residuals == "separate":
-        written, _ = separate_residuals(written)
+    written = touched(result.model, touches_asked_for(parameters)).model
     if target.float_type == "float16":
         written = convert(with_shapes(written), "fp16").model
     files = save_graph(written, job.work / (f"model-{label}.onnx" if label else "model.onnx"))

@@ -238,7 +238,7 @@ def test_residuals_are_kept_apart_from_the_normalisation_only_where_that_is_fast
         """Two: a graph and the same with its residuals apart; of more each is as fast as the source."""
         return [1.0, speed] if len(models) == 2 else [1.0] * len(models)
 
-    for place in ("dynamic_search", "residuals"):
+    for place in ("dynamic_search", "touches"):
         monkeypatch.setattr(f"engine.graphs.{place}.time_in_turns", pretended)
     source = exported(tmp_path, NORM_BEHIND, SEQUENCE)
     run = run_technique(source, "quantize-dynamic", tmp_path)

@@ -156,7 +156,7 @@ def test_in_a_transformer_only_products_with_weights_are_quantized(transformer, 
 def test_residuals_are_kept_apart_from_normalisations_only_where_that_is_faster(
     transformer, tmp_path, monkeypatch, gain, kind
 ):
-    monkeypatch.setattr("engine.graphs.residuals.time_in_turns", lambda models, *_, **__: [1.0, gain])
+    monkeypatch.setattr("engine.graphs.touches.time_in_turns", lambda models, *_, **__: [1.0, gain])
     run = run_technique(transformer, "quantize-static", tmp_path)
     pinned = run.files[0].parameters
     assert pinned["residuals"] == kind

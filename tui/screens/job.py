@@ -29,7 +29,7 @@ DIVISIONS = ("", "-charts-only", "-log-only")
 
 
 UNHEARD_SECONDS = 5.0
-"""The log is read again after this even if nobody said that it grew: that may be dropped on the way to a slow client."""
+"""The log is read again after this even if nobody said that it grew: a slow client may not be told."""
 
 
 class JobScreen(Screen[None]):
