@@ -56,11 +56,12 @@ class Touched:
 
 def touched(model: onnx.ModelProto, parameters: Collection[str]) -> Touched:
     """The graph with the rewrites of these parameters, whether they pay or not."""
-    counts = {}
+    counts: dict[str, int] = {}
     for touch in TOUCHES:
         if touch.parameter in parameters:
             model, count = touch.rewrite(model)
-            counts |= {touch.parameter: count} if count else {}
+            if count:
+                counts[touch.parameter] = count
     return Touched(model, counts)
 
 

@@ -93,7 +93,7 @@ def optimize_graph(source: LoadedVariant, parameters: OptimizeGraph, job: JobCon
                 job.spec.threads,
                 1.5,
                 lambda model: why_wrong(model, reference, batches, varying) is None,
-                lambda text: job.log(f"{best.name}, {text}"),
+                lambda text, name=best.name: job.log(f"{name}, {text}"),
             )
         )
     if best is not None and best.is_source:
