@@ -16,6 +16,8 @@ from . import Changed, Needs, Parameters, Refusal, technique
 from .touches import Masks, Residuals, pinned_touches, touches_asked_for
 
 if TYPE_CHECKING:
+    import onnx
+
     from ..context import JobContext, LoadedVariant, VariantFiles
     from ..models import Model
 
@@ -86,16 +88,11 @@ def optimize_graph(source: LoadedVariant, parameters: OptimizeGraph, job: JobCon
     best = max(good, key=lambda candidate: candidate.ratio or 0.0, default=None)
     if best is not None and best.model is not None and not parameters.optimiser:
         job.progress(9, 10, f"{best.name} with rewrites that serve speed alone")
-        best.touch(
-            touch_up(
-                best.model,
-                feeds,
-                job.spec.threads,
-                1.5,
-                lambda model: why_wrong(model, reference, batches, varying) is None,
-                lambda text, name=best.name: job.log(f"{name}, {text}"),
-            )
-        )
+
+        def right(model: onnx.ModelProto) -> bool:
+            return why_wrong(model, reference, batches, varying) is None
+
+        best.touch(touch_up(best.model, feeds, job.spec.threads, 1.5, right, job.log))
     if best is not None and best.is_source:
         best = max((one for one in good if one is not best), key=lambda candidate: candidate.ratio or 0.0, default=None)
     # one that was asked for by name is kept at any speed: a recipe that is run again must give the same graph
