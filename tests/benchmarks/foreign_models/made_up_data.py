@@ -73,8 +73,11 @@ def sounds(count: int, seed: int) -> Made:
     return (voice - voice.mean(1, keepdim=True)) / voice.std(1, keepdim=True), labels
 
 
-def pictures(size: int) -> Callable[[int, int], Made]:
-    """What makes pictures of so many pixels each way: a coloured grating of the class, and one that means nothing."""
+def pictures(size: int, distraction: float = 0.25) -> Callable[[int, int], Made]:
+    """What makes pictures of so many pixels each way: a coloured grating of the class, and one that means nothing.
+
+    `distraction`: how strong the second may be beside the first.
+    """
 
     def make(count: int, seed: int) -> Made:
         random, labels = _begin(count, seed)
@@ -84,7 +87,7 @@ def pictures(size: int) -> Callable[[int, int], Made]:
         other = _grating(
             size, torch.pi * torch.rand(count, generator=random), 2 + 10 * torch.rand(count, generator=random), random
         )
-        picture = picture + 0.25 * other * torch.randn(count, 3, generator=random)[:, :, None, None]
+        picture = picture + distraction * other * torch.randn(count, 3, generator=random)[:, :, None, None]
         light = 0.5 + torch.rand(count, 1, 1, 1, generator=random)
         return light * picture + 0.1 * torch.randn(count, 3, size, size, generator=random), labels
 

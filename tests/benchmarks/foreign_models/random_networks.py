@@ -28,15 +28,17 @@ except RuntimeError:  # compiled for another build of torch: it looks for operat
 
 __all__ = ["fitted", "torchvision"]
 
-FITTED_ON, SEED = 600, 1
-"""How many samples the head is fitted to, and their seed; other data has other seeds."""
+SEED = 1
+"""Of the samples that the head is fitted to; other data has other seeds."""
 
 SPREAD = 10.0
 """Distance between the scores of a right and a wrong class."""
 
 
-def fitted(network: nn.Module, head: nn.Linear, make: Callable[[int, int], Made]) -> nn.Module:
-    """The network with its statistics and its head fitted to data, ready for inference.
+def fitted(
+    network: nn.Module, head: nn.Linear, make: Callable[[int, int], Made], samples: int = 600, ridge: float = 0.1
+) -> nn.Module:
+    """The network with its statistics and its head fitted to so many samples, ready for inference.
 
     That takes half a minute, and every job of a recipe loads the network: what was found is kept for the next.
     """
@@ -47,7 +49,7 @@ def fitted(network: nn.Module, head: nn.Linear, make: Callable[[int, int], Made]
         return network
     with torch.no_grad():
         _settle_statistics(network, make)
-        _fit(network, head, make)
+        _fit(network, head, make, samples, ridge)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
         torch.save(network.state_dict(), file)
@@ -80,12 +82,12 @@ def _settle_statistics(network: nn.Module, make: Callable[[int, int], Made]) -> 
     network.eval()
 
 
-def _fit(network: nn.Module, head: nn.Linear, make: Callable[[int, int], Made]) -> None:
+def _fit(network: nn.Module, head: nn.Linear, make: Callable[[int, int], Made], samples: int, strength: float) -> None:
     """Ridge regression of the classes on what the last layer reads."""
     read: list[torch.Tensor] = []
     hook = head.register_forward_pre_hook(lambda layer, inputs: read.append(inputs[0]))
     labels = []
-    for inputs, some in batches(make, FITTED_ON, SEED):
+    for inputs, some in batches(make, samples, SEED):
         network(**inputs) if isinstance(inputs, dict) else network(inputs)
         labels.append(some)
     hook.remove()
@@ -94,7 +96,7 @@ def _fit(network: nn.Module, head: nn.Linear, make: Callable[[int, int], Made]) 
     middle, mean = features.mean(0), wanted.mean(0)
     features, wanted = features - middle, wanted - mean
     products = features.T @ features
-    ridge = 0.1 * products.trace() / len(products) * torch.eye(len(products), dtype=torch.float64)
+    ridge = strength * products.trace() / len(products) * torch.eye(len(products), dtype=torch.float64)
     weights = torch.linalg.solve(products + ridge, features.T @ wanted)
     head.weight.copy_(weights.T)
     head.bias.copy_(mean - middle @ weights)
