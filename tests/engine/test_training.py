@@ -375,6 +375,25 @@ def test_a_broken_checkpoint_counts_as_none(tmp_path):
     assert checkpoints.load("training") is None
 
 
+@pytest.mark.parametrize(
+    "error",
+    [JobCancelled(), MemoryError(), OSError(5, "Input/output error"), RuntimeError("can't allocate memory: 9 bytes")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_checkpoint_is_kept_when_the_job_is_cancelled_or_memory_fails_while_it_is_read(tmp_path, monkeypatch, error):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save("training", {"step": 3})
+
+    def stopped(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", stopped)
+    with pytest.raises(type(error)):
+        checkpoints.load("training")
+    monkeypatch.undo()
+    assert checkpoints.load("training") == {"step": 3}
+
+
 SCRIPT = """
 import pathlib, sys
 sys.path[:0] = [{repository!r}, {tests!r}]
