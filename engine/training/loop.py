@@ -26,7 +26,7 @@ from ..context import JobCancelled
 from ..models import ModelError
 from .course import Course
 from .data import Batch, TrainingData
-from .judging import held_out_accuracy
+from .judging import held_out_accuracy, lone_samples_accepted
 from .losses import moved
 from .objectives import Objective
 from .parallel import train_in_parallel
@@ -90,7 +90,7 @@ def train_as(
     after_step: Callable[[], None] | None,
 ) -> Outcome:
     """`train` as one rank of a team; only the leading one judges, reports and keeps checkpoints."""
-    with unfrozen(module) as was_frozen:
+    with unfrozen(module) as was_frozen, lone_samples_accepted(module):
         if was_frozen:
             course.job.log("All parameters of the network were frozen: all of them are trained.")
         return _train(team, module, data, objective, plan, course, stage, teaching, after_step)

@@ -8,7 +8,7 @@ import torch
 from engine.context import JobCancelled
 from engine.models import ModelError
 from engine.protocol import Progressed
-from engine.training import Course, Plan, Precision, held_out_accuracy, train
+from engine.training import Course, Plan, Precision, held_out_accuracy, reestimate_batch_norm, train
 from engine.training import data as training_data
 from engine.training.checkpoints import Checkpoints
 from engine.training.data import TrainingData
@@ -202,6 +202,32 @@ def test_data_without_an_end_is_refused(name, limit, tmp_path, monkeypatch):
     monkeypatch.setattr(training_data, name, limit)
     with pytest.raises(ModelError, match=r"did not end after .* batches.*__len__"):
         TrainingData(model)
+
+
+LONE = {
+    "loader": "return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*samples(74, 1)), 11, shuffle=True)",
+    "list": "return batches(67, 1, 11)",
+}
+
+
+@pytest.mark.parametrize("kind", LONE)
+def test_a_last_batch_of_one_sample_does_not_stop_batch_normalisation(kind, tmp_path):
+    """It has no variance, so its statistics are none: the running ones are used for it, and kept."""
+    text = CNN_FILE.replace("return batches(1024, 1)", LONE[kind]).replace(
+        "self.head = nn.Linear(4 * width, 4)",
+        "self.head = nn.Sequential(nn.BatchNorm1d(4 * width), nn.Linear(4 * width, 4))",
+    )
+    model = open_text(tmp_path, text)
+    data = TrainingData(model)
+    assert [len(labels) for _, labels in data.batches()][-2:] == [11, 1]
+    job, _ = make_job(model, tmp_path)
+    module = model.module()
+    assert train(module, data, Objective(model), PLAN, Course(job)).steps == 4 * data.steps
+    assert reestimate_batch_norm(module, data, Objective(model)) == 5
+    assert module.head[0].num_batches_tracked == data.steps - 1
+    module.train()
+    with pytest.raises(ValueError, match="more than 1 value"):
+        module(data.held_out[0][0][:1])
 
 
 def test_data_without_an_end_that_says_how_long_a_pass_is_can_be_trained_on(tmp_path):
