@@ -51,7 +51,11 @@ def held_out_accuracy(
         elif objective.metric is not None:
             answered.append((objective.arrays(outputs), label_array(labels)))
         else:
+            scored = objective.scored
             total += objective.quality(outputs, labels) * count
+            if seen and scored and not objective.scored:  # what was summed before are accuracies
+                module.train(was_training)
+                return held_out_accuracy(module, data, objective, device, precision, samples, teaching)
         seen += count
         if samples is not None and seen >= samples:
             break

@@ -143,6 +143,25 @@ def test_the_users_metric_judges_and_stops(tmp_path):
     assert set(model.file.sizes) == {300}, "all held-out samples at once"
 
 
+MIXED = """
+def validation_data():
+    (first, one), (second, other) = batches(128, 5)
+    one, other = (nn.functional.one_hot(labels, 4).float() for labels in (one, other))
+    return [(first, one), (second, 0.9 * other + 0.025)]
+"""
+
+
+def test_where_labels_of_a_later_batch_cannot_be_scored_all_batches_are_judged_by_the_loss(tmp_path):
+    model = open_text(tmp_path, CNN_FILE + MIXED)
+    data, objective, module = TrainingData(model), Objective(model), model.module().eval()
+    value = held_out_accuracy(module, data, objective)
+    assert not objective.scored
+    with torch.no_grad():
+        losses = [float(cross_entropy(module(inputs), labels)) for inputs, labels in data.held_out]
+    assert value == pytest.approx(-sum(losses) / 2)
+    assert not module.training
+
+
 def test_a_score_of_the_users_that_fails_is_told_and_not_passed_over(tmp_path):
     model = open_text(tmp_path, CNN_FILE + "\ndef accuracy(outputs, labels):\n    return outputs.nonsense\n")
     with pytest.raises(ModelError, match=r"accuracy\(\).*nonsense"):
