@@ -208,6 +208,20 @@ class Shuffled(list):
     assert data.held_out
 
 
+@pytest.mark.parametrize("labels", ["None", "torch.zeros(len(y), dtype=torch.long)", "y"])
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_shuffled_data_is_told_by_its_inputs_where_labels_say_nothing(tmp_path, labels, shuffled):
+    text = CNN_FILE.replace("return batches(1024, 1)", f"return Data((x, {labels}) for x, y in batches(1024, 1))")
+    text += f"""
+class Data(list):
+    def __iter__(self):
+        import random
+        batches = list(super().__iter__())
+        return iter(random.sample(batches, len(batches)) if {shuffled} else batches)
+"""
+    assert TrainingData(open_text(tmp_path, text)).held_out_exact is not shuffled
+
+
 def test_generators_can_be_gone_through_again(tmp_path):
     model = open_text(tmp_path, CNN_FILE.replace("return batches(1024, 1)", "yield from batches(1024, 1)"))
     data = TrainingData(model)

@@ -95,6 +95,11 @@ def test_a_training_stopped_in_a_later_pass_ends_with_the_very_same_weights(kind
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(resumed, whole.parameters(), strict=True))
 
 
+def test_data_in_order_that_is_distorted_anew_in_every_pass_is_split_exactly(tmp_path):
+    text = CNN_FILE.replace("return batches(1024, 1)", SHUFFLED["distorted"]) + SHUFFLING
+    assert TrainingData(open_text(tmp_path, text)).held_out_exact
+
+
 def test_passes_of_a_shuffling_loader_differ_and_come_again(tmp_path):
     model = open_text(tmp_path, CNN_FILE.replace("return batches(1024, 1)", SHUFFLED["loader"]))
 
