@@ -55,8 +55,9 @@ Batch = tuple[Any, Any]
 class TrainingData:
     """Batches for training and, apart from them, batches to judge by.
 
-    `held_out` is kept in memory. `steps` is the number of training batches in a pass, `rows` says where in a batch its
-    samples lie. `samples` and `seed` are what it was made with: the same ones make the same data again.
+    `held_out` is kept in memory. `steps` is the number of training batches in a pass, as train_data() says it until a
+    pass has shown that it is less. `rows` says where in a batch its samples lie. `samples` and `seed` are what it was
+    made with: the same ones make the same data again.
     """
 
     def __init__(self, model: Model, samples: int = HELD_OUT_SAMPLES, seed: int = 0) -> None:
@@ -126,10 +127,13 @@ class TrainingData:
     def _hold_out_first(self, samples: int) -> None:
         limit = max(1, int(self.steps * HELD_OUT_SHARE))
         self.held_out = list(self._up_to(itertools.islice(self._fresh(0), limit), samples))
-        again = [_checked(batch) for batch in itertools.islice(self._fresh(1), len(self.held_out))]
+        again = [_checked(batch) for batch in itertools.islice(self._fresh(1), len(self.held_out) + 1)]
+        if len(again) <= len(self.held_out):  # a pass is over already, whatever its length says
+            self.steps = len(again)
+            del self.held_out[max(1, int(self.steps * HELD_OUT_SHARE)) :]
         # Inputs may be distorted anew in every pass, so labels say more, where they say anything.
         part = 1 if _differ([labels for _, labels in self.held_out]) else 0
-        in_order = len(again) == len(self.held_out) and all(
+        in_order = len(again) >= len(self.held_out) and all(
             _same(one[part], other[part]) for one, other in zip(self.held_out, again)
         )
         if in_order and self.steps > len(self.held_out):
