@@ -20,8 +20,12 @@ if TYPE_CHECKING:
     from .models import Model
 
 
-class JobCancelled(Exception):
-    """Raised out of `progress` once the user has cancelled: let it pass."""
+class JobCancelled(BaseException):
+    """Raised out of `progress` once the user has cancelled, or out of any line by the worker's signal handler.
+
+    Let it pass. It is no Exception, so that whoever tries something that may raise anything does not take it for a
+    failure of what was tried.
+    """
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ STEPS = (0.25, 1.0, 3.0, 10.0)
 """Drops, in accuracy limits, up to which a cell has each of the first four shades."""
 
 MULTIPLE = 8
-"""Widths that are kept are multiples of this, as structured pruning keeps them unless told otherwise."""
+"""Widths that a scan does not record were multiples of this, as structured pruning keeps them unless told otherwise."""
 
 Choice = Mapping[str, int]
 """Layer → index of the chosen ratio."""
@@ -51,13 +51,14 @@ def _recorded(text: str, variant: Variant, child: Variant) -> Sensitivity | None
                 kind=str(one["kind"]),
                 width=int(one["width"]),
                 accuracy=tuple(float(value) for value in one["accuracy"]),
+                kept=tuple(int(units) for units in one.get("kept", ())),
             )
             for one in content["layers"]
         )
         whole = float(content["accuracy"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    if not layers or any(len(one.accuracy) != len(ratios) for one in layers):
+    if not layers or any(len(one.accuracy) != len(ratios) or len(one.kept) not in (0, len(ratios)) for one in layers):
         return None
     return Sensitivity(
         id=f"{child.id}-scan",
@@ -83,12 +84,14 @@ def heat(value: float, limit: float) -> int:
     return sum(value > step * unit for step in STEPS)
 
 
-def kept(layer: LayerSensitivity, ratio: float) -> int:
-    """Units that stay, rounded as structured pruning rounds them.
+def kept(scan: Sensitivity, layer: LayerSensitivity, at: int) -> int:
+    """Units that stayed at the ratio of this index, as recorded; else rounded as structured pruning rounds them.
 
     That is to the nearest of the multiples and the present width; heads and layers of less than a multiple are not.
     """
-    keep = (1 - ratio) * layer.width
+    if layer.kept:
+        return layer.kept[at]
+    keep = (1 - scan.ratios[at]) * layer.width
     if layer.kind == "heads" or layer.width <= MULTIPLE:
         return min(layer.width, max(1, round(keep)))
     multiple = max(1, round(keep / MULTIPLE)) * MULTIPLE
@@ -102,7 +105,7 @@ def within(scan: Sensitivity, limit: float) -> dict[str, int]:
         for at in range(len(scan.ratios)):
             if drop(scan, layer, at) > limit:
                 break
-            if kept(layer, scan.ratios[at]) < layer.width:
+            if kept(scan, layer, at) < layer.width:
                 found[layer.name] = at
     return found
 
@@ -112,7 +115,7 @@ def widths(scan: Sensitivity, choice: Choice) -> list[str]:
     entries = []
     for layer in scan.layers:
         if layer.name in choice:
-            keep = kept(layer, scan.ratios[choice[layer.name]])
+            keep = kept(scan, layer, choice[layer.name])
             if keep < layer.width:
                 entries.append(f"{layer.name}={keep}")
     return entries

@@ -139,7 +139,7 @@ def _swapped(graph: Graph, node: onnx.NodeProto) -> bool:
     factor, addend = inner[2].item(), found[2].item() / inner[2].item()
     if not 1e-3 < abs(factor) < 1e3:
         return False
-    shifted = before.output[0]
+    shifted = graph.unique(f"{before.output[0]}_shifted")  # another value than the one that had the name
     before.CopyFrom(
         helper.make_node(
             "Add",

@@ -19,6 +19,9 @@ from .onnx_graph import Graph, attribute
 LEAST, MOST = 1e-2, 1e2
 """Factors are kept within these: a channel that was never seen alive must not blow up its weights."""
 
+DIVIDED = "channels divided along axis"
+"""What is noted at a node whose result `equalise` has changed, so that who compares values can tell."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Passage:
@@ -68,12 +71,20 @@ def equalise(
             continue
         for name in passage.writers:
             _divide(graph, nodes[name], factor.astype(np.float32))
+        axis = "1" if nodes[passage.writers[-1]].op_type == "Conv" else "-1"
+        for name in {*passage.writers, graph.producers[passage.value].name}:
+            nodes[name].metadata_props.add(key=DIVIDED, value=axis)
         for reader in readers:
             _multiply(graph, reader, factor.astype(np.float32))
         done.append(passage.value)
     graph.reindex()
     graph.sort()
     return equal, done
+
+
+def divided_along(node: onnx.NodeProto) -> int | None:
+    """The axis of the channels of what this node gives, if they were equalised."""
+    return next((int(entry.value) for entry in node.metadata_props if entry.key == DIVIDED), None)
 
 
 def _factor(peak: np.ndarray, weights: np.ndarray, alpha: float) -> np.ndarray | None:

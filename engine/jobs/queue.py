@@ -20,6 +20,7 @@ import msgspec
 from ..protocol import (
     Cancelled,
     EngineEvent,
+    ExplainVariant,
     Failed,
     Finished,
     GaveUp,
@@ -94,6 +95,7 @@ class Jobs:
             created=time.time(),
             state=Queued(),
             variant=request.variant,
+            against=request.task.against if isinstance(request.task, ExplainVariant) else None,
             recipe_run=request.recipe_run,
             device=request.device,
         )

@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 import torch
 
-from ..context import JobCancelled, JobContext, LoadedVariant
+from ..context import JobContext, LoadedVariant
 from ..models import Arrays, ModelError
 from ..protocol import Latency, Ratio
 from ..runtimes import RUNTIMES, Runner, RuntimeUnavailable, load
@@ -176,7 +176,7 @@ def _bound(name: str, runner: Runner, inputs: Arrays, variant: LoadedVariant, si
     try:
         call: Callable[[], object] = runner.bind(inputs)
         call()
-    except (ModelError, JobCancelled, torch.OutOfMemoryError, MemoryError):
+    except (ModelError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
         text = " ".join(str(error).split())[:300]

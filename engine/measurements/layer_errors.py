@@ -2,7 +2,8 @@
 
 Both graphs run as written, in float with the rounding that their Quantize/Dequantize pairs do, because a value that is
 looked at can not be fused away: errors of the kernels themselves (sums that saturate) are not in it, and
-`kernel_cosine` tells how much those add. A value that is quantized is taken behind its pair, as its readers see it.
+`kernel_cosine` tells how much those add. A value that is quantized is taken behind its pair, as its readers see it;
+channels that were equalised are brought back to their size, the nearest to what they are compared with.
 Layers are told by the names of the graph that is compared with: quantization takes nodes apart (`head/bias`), and only
 the name before it is one that people know and that the technique leaves in float on request.
 """
@@ -18,6 +19,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from ..graphs.equalisation import LEAST, MOST, divided_along
 from ..graphs.onnx_graph import EXTERNAL_DATA_BYTES, FLOAT_TYPES, Graph, save_graph
 from ..graphs.verification import compare_outputs, cpu_session
 from ..protocol import LayerError
@@ -178,14 +180,25 @@ def _error(one: Matched, value: np.ndarray, reference: np.ndarray) -> LayerError
     """None when the two cannot be compared."""
     if value.dtype.kind != "f" or reference.dtype.kind != "f" or value.shape != reference.shape or not value.size:
         return None
-    wanted, given = reference.astype(np.float64).ravel(), value.astype(np.float64).ravel()
+    wanted, given = reference.astype(np.float64), value.astype(np.float64)
     both = np.isfinite(wanted) & np.isfinite(given)
+    for axis in (divided_along(one.node), divided_along(one.twin)):
+        if axis is not None:
+            given = _brought_back(given, wanted, both, axis)
     wanted, given = wanted[both], given[both]
     noise, power = float(((wanted - given) ** 2).sum()), float(wanted @ wanted)
     norms = np.sqrt(power * float(given @ given))
     cosine = float(wanted @ given / norms) if norms else 1.0 if noise == 0 else 0.0
     sqnr = None if noise == 0 else float(10 * np.log10(max(power, 1e-30) / noise))
     return LayerError(node=one.node.name or one.node.output[0], type=one.node.op_type, cosine=cosine, sqnr_db=sqnr)
+
+
+def _brought_back(given: np.ndarray, wanted: np.ndarray, both: np.ndarray, axis: int) -> np.ndarray:
+    """The value, each channel times the number that brings it nearest to the other: equalisation divided it by one."""
+    others = tuple(other for other in range(given.ndim) if other != axis % given.ndim)
+    power = (given**2).sum(others, keepdims=True, where=both)
+    common = (given * wanted).sum(others, keepdims=True, where=both)
+    return given * np.clip(common / np.where(power > 0, power, 1), LEAST, MOST)
 
 
 def _levels_before(graph: Graph, node: onnx.NodeProto, levels: dict[str, float]) -> list[float]:

@@ -199,6 +199,8 @@ class Job(Record):
     state: JobState
     variant: str | None = None
     """What it works on."""
+    against: str | None = None
+    """The variant that this one is explained against, where that is what the job does."""
     recipe_run: str | None = None
     device: str = "cpu"
     metrics: dict[str, float] = {}

@@ -16,7 +16,7 @@ from torch import nn
 from ..context import JobContext, LoadedVariant
 from ..training import Course, Outcome, Plan, Precision, held_out_accuracy, reestimate_batch_norm, train
 from ..training.checkpoints import checkpoints_for
-from ..training.data import TrainingData
+from ..training.data import INEXACT, TrainingData
 from ..training.objectives import Objective
 from ..training.teacher import Teaching
 from .cost import parameters_of
@@ -47,10 +47,7 @@ class Retraining:
     def data(self) -> TrainingData:
         data = TrainingData(self.job.model, seed=self.job.spec.seed)
         if not data.held_out_exact:
-            self.job.log(
-                "train_data() shuffles by itself, so the samples that judge the progress are also trained on: "
-                "their accuracy is a little rosy. Give validation_data() or a DataLoader to keep them apart."
-            )
+            self.job.log(INEXACT)
         return data
 
     @functools.cached_property

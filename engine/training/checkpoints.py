@@ -4,9 +4,10 @@ A checkpoint belongs to the work and not to the job: its directory is named by a
 the source variant's files and the seed, so that the same step run again finds it, and nothing else does.
 It lies in `<session>/checkpoints/<key>/` and is removed when the work is done.
 
-Every file is written beside its place, synced, and renamed: a file that is there is whole. What cannot be read (another
-version of PyTorch, a full disk) counts as absent. Modules are pickles of our own, in a directory only the user can
-write to; states are loaded with `weights_only`.
+Every file is written beside its place, synced, and renamed: a file that is there is whole. What cannot be unpickled
+(another version of PyTorch, a changed class) counts as absent and is removed; where memory or the disk fails, the error
+passes and the file stays, for it is good once they work again. Modules are pickles of our own, in a directory only the
+user can write to; states are loaded with `weights_only`.
 """
 
 from __future__ import annotations
@@ -70,7 +71,11 @@ class Checkpoints:
             return torch.load(path, map_location="cpu", weights_only=weights_only)
         except FileNotFoundError:
             return None
-        except Exception:  # torch.load raises whatever pickle, zipfile or a changed class raise
+        except (MemoryError, OSError):
+            raise
+        except Exception as error:  # torch.load raises whatever pickle, zipfile or a changed class raise
+            if "can't allocate memory" in str(error):  # torch's allocator has no exception of its own for it
+                raise
             path.unlink(missing_ok=True)
             return None
 

@@ -55,8 +55,9 @@ Batch = tuple[Any, Any]
 class TrainingData:
     """Batches for training and, apart from them, batches to judge by.
 
-    `held_out` is kept in memory. `steps` is the number of training batches in a pass, `rows` says where in a batch its
-    samples lie. `samples` and `seed` are what it was made with: the same ones make the same data again.
+    `held_out` is kept in memory. `steps` is the number of training batches in a pass, as train_data() says it until a
+    pass has shown that it is less. `rows` says where in a batch its samples lie. `samples` and `seed` are what it was
+    made with: the same ones make the same data again.
     """
 
     def __init__(self, model: Model, samples: int = HELD_OUT_SAMPLES, seed: int = 0) -> None:
@@ -126,9 +127,14 @@ class TrainingData:
     def _hold_out_first(self, samples: int) -> None:
         limit = max(1, int(self.steps * HELD_OUT_SHARE))
         self.held_out = list(self._up_to(itertools.islice(self._fresh(0), limit), samples))
-        again = [_checked(batch) for batch in itertools.islice(self._fresh(1), len(self.held_out))]
-        in_order = len(again) == len(self.held_out) and all(
-            _same(one[1], other[1]) for one, other in zip(self.held_out, again)
+        again = [_checked(batch) for batch in itertools.islice(self._fresh(1), len(self.held_out) + 1)]
+        if len(again) <= len(self.held_out):  # a pass is over already, whatever its length says
+            self.steps = len(again)
+            del self.held_out[max(1, int(self.steps * HELD_OUT_SHARE)) :]
+        # Inputs may be distorted anew in every pass, so labels say more, where they say anything.
+        part = 1 if _differ([labels for _, labels in self.held_out]) else 0
+        in_order = len(again) >= len(self.held_out) and all(
+            _same(one[part], other[part]) for one, other in zip(self.held_out, again)
         )
         if in_order and self.steps > len(self.held_out):
             self._skip = len(self.held_out)
@@ -178,6 +184,17 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, (tuple, list)):
         return isinstance(other, (tuple, list)) and len(one) == len(other) and all(map(_same, one, other))
     return bool(one == other)
+
+
+def _differ(labels: list[Any]) -> bool:
+    """The samples' labels are not all the same, so that samples in another order have other labels, too."""
+    batches = [list(tensors_by_path(one).values()) for one in labels]
+    return any(
+        one.shape[1:] != first.shape[1:] or not torch.equal(one, first[:1].expand_as(one))
+        for batch in batches
+        for one, first in zip(batch, batches[0])
+        if one.ndim and first.ndim and first.numel()
+    )
 
 
 def _splittable(iterable: Any) -> bool:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -47,7 +51,11 @@ def held_out_accuracy(
         elif objective.metric is not None:
             answered.append((objective.arrays(outputs), label_array(labels)))
         else:
+            scored = objective.scored
             total += objective.quality(outputs, labels) * count
+            if seen and scored and not objective.scored:  # what was summed before are accuracies
+                module.train(was_training)
+                return held_out_accuracy(module, data, objective, device, precision, samples, teaching)
         seen += count
         if samples is not None and seen >= samples:
             break
@@ -64,8 +72,7 @@ def reestimate_batch_norm(
     After channels were removed or zeroed the old statistics are those of another network. Returns how many layers
     were re-estimated; the module comes back in eval mode.
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    layers = [layer for layer in layers if layer.track_running_stats]
+    layers = _batch_norms(module)
     if not layers:
         return 0
     module.to(device).eval()
@@ -74,11 +81,46 @@ def reestimate_batch_norm(
         layer.reset_running_stats()
         layer.momentum = None  # None: the plain average over all batches seen
         layer.train()
-    for index, (inputs, _) in enumerate(data.batches()):
-        if index >= batches:
-            break
-        objective.forward(module, moved(inputs, device))
+    with lone_samples_accepted(module):
+        for index, (inputs, _) in enumerate(data.batches()):
+            if index >= batches:
+                break
+            objective.forward(module, moved(inputs, device))
     for layer, momentum in zip(layers, momenta):
         layer.momentum = momentum
     module.eval()
     return len(layers)
+
+
+@contextlib.contextmanager
+def lone_samples_accepted(module: nn.Module) -> Iterator[None]:
+    """Inside, batch normalisation that gets one number a channel uses its running statistics, and keeps them.
+
+    The last batch of a pass may be a single sample. It has no variance, and in training mode PyTorch refuses it.
+    """
+    settled: set[nn.Module] = set()
+
+    def before(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if layer.training and inputs[0].numel() == inputs[0].shape[1]:
+            settled.add(layer)
+            layer.eval()
+
+    def after(layer: nn.Module, *_: Any) -> None:
+        if layer in settled:
+            settled.remove(layer)
+            layer.train()
+
+    hooks = []
+    for layer in _batch_norms(module):
+        hooks += [layer.register_forward_pre_hook(before), layer.register_forward_hook(after, always_call=True)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """Those that keep running statistics."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    return [layer for layer in layers if layer.track_running_stats]

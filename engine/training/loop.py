@@ -26,7 +26,7 @@ from ..context import JobCancelled
 from ..models import ModelError
 from .course import Course
 from .data import Batch, TrainingData
-from .judging import held_out_accuracy
+from .judging import held_out_accuracy, lone_samples_accepted
 from .losses import moved
 from .objectives import Objective
 from .parallel import train_in_parallel
@@ -90,7 +90,7 @@ def train_as(
     after_step: Callable[[], None] | None,
 ) -> Outcome:
     """`train` as one rank of a team; only the leading one judges, reports and keeps checkpoints."""
-    with unfrozen(module) as was_frozen:
+    with unfrozen(module) as was_frozen, lone_samples_accepted(module):
         if was_frozen:
             course.job.log("All parameters of the network were frozen: all of them are trained.")
         return _train(team, module, data, objective, plan, course, stage, teaching, after_step)
@@ -108,7 +108,7 @@ def _train(
     after_step: Callable[[], None] | None,
 ) -> Outcome:
     device = team.device
-    total = max(1, round(plan.epochs * data.steps))
+    total = plan.steps(data.steps)
     module.to(device)
     seed_everything(plan.seed)
     precision = Precision(plan.precision, device, course.job.spec.processor.features)
@@ -131,6 +131,22 @@ def _train(
         done, accuracy, finished = saved["done"], saved["accuracy"], saved.get("finished", False)
     joined = team.joined(step)
 
+    def tell_axis() -> None:
+        course.fact("steps_per_epoch", data.steps)
+        course.fact("total_steps", course.total_steps or course.step - done + total)
+
+    def shorten(steps: int) -> None:
+        nonlocal total
+        earlier = course.step - done
+        if course.total_steps is not None:
+            course.total_steps = earlier + round((course.total_steps - earlier) * steps / data.steps)
+        data.steps = steps
+        total = max(done, plan.steps(steps))
+        tell_axis()
+
+    if saved and saved.get("steps_per_epoch", data.steps) < data.steps:
+        shorten(saved["steps_per_epoch"])
+
     def checkpoint() -> None:
         if team.leads:
             course.keep(
@@ -144,6 +160,7 @@ def _train(
                     "done": done,
                     "accuracy": accuracy,
                     "finished": finished,
+                    "steps_per_epoch": data.steps,
                 },
             )
 
@@ -161,14 +178,19 @@ def _train(
         if saved:  # only after the samples that were seen are skipped: drawing them draws random numbers, too
             set_random_state(saved["random"])
 
-    course.fact("steps_per_epoch", data.steps)
-    course.fact("total_steps", course.total_steps or course.step - done + total)
-    check_every = max(1, data.steps // RECOVERED_CHECKS_PER_EPOCH)
+    def fell_short(steps: int) -> None:
+        course.job.log(
+            f"A pass over train_data() gave {steps:,} batches to train on where {data.steps:,} were expected, by its "
+            "length or by an earlier pass: the training goes by what came."
+        )
+        shorten(steps)
+
+    tell_axis()
     last_point = last_checkpoint = time.monotonic()
     pause, recent = CHECKPOINT_SECONDS, Recent(device)
     module.train()
     try:
-        for batch in _steps(data, done, total, begin, go_on) if not finished else ():
+        for batch in _steps(data, done, lambda: total, begin, go_on, fell_short) if not finished else ():
             own, weight = team.share(batch)
             inputs, labels = moved(own[0], device), moved(own[1], device)
             optimizer.zero_grad(set_to_none=True)
@@ -191,7 +213,7 @@ def _train(
                 last_point = now
                 course.point("loss", recent.mean(f"step {done} of {total}"))
             course.job.progress(course.step, course.total_steps, f"{stage}: step {done} of {total}")
-            if done % check_every == 0 or done == total:
+            if done % max(1, data.steps // RECOVERED_CHECKS_PER_EPOCH) == 0 or done == total:
                 judge()
                 good = plan.stop_at is not None and accuracy >= plan.stop_at and done >= plan.warm_up * total
                 if team.agreed(good):
@@ -237,25 +259,33 @@ class Recent:
 
 
 def _steps(
-    data: TrainingData, done: int, total: int, begin: Callable[[int], None], go_on: Callable[[], None]
+    data: TrainingData,
+    done: int,
+    total: Callable[[], int],
+    begin: Callable[[int], None],
+    go_on: Callable[[], None],
+    fell_short: Callable[[int], None],
 ) -> Iterator[Batch]:
     """The batches of the steps from `done` up to `total`, pass after pass.
 
     `begin` is called with the number of every pass before anything of it is drawn, `go_on` once what a resumed pass had
-    already given is skipped.
+    already given is skipped, `fell_short` with what a pass gave that was shorter than said: `total` may change by it.
     """
-    while done < total:
-        number, skip = divmod(done, data.steps)
+    number, skip = divmod(done, data.steps)
+    while done < total():
         begin(number)
-        batches, got = data.batches(number=number), 0
-        for _ in itertools.islice(batches, skip):
-            pass  # seen before the stop; drawn again so that the generators are where they were
+        batches = data.batches(number=number)
+        # seen before the stop; drawn again so that the generators are where they were
+        came = sum(1 for _ in itertools.islice(batches, skip))
         if skip:
             go_on()
         for batch in batches:
-            if done >= total:
+            if done >= total():
                 return
             yield batch
-            done, got = done + 1, got + 1
-        if not got:
+            done, came = done + 1, came + 1
+        if not came:
             raise ModelError("train_data() gave nothing on a later pass: it must be possible to go through it again.")
+        if came < data.steps:
+            fell_short(came)
+        number, skip = number + 1, 0

@@ -28,6 +28,10 @@ class Plan:
     """End early once the held-out accuracy has reached this."""
     seed: int = 0
 
+    def steps(self, in_pass: int) -> int:
+        """How many steps that is with so many batches in a pass; one at least."""
+        return max(1, round(self.epochs * in_pass))
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:

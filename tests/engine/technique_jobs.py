@@ -57,6 +57,26 @@ class Net(nn.Module):
         return self.head(self.pool(x).flatten(1))
 """
 
+UNEVEN = """
+class Net(nn.Module):
+    '''Channels of the first layer differ by a factor of 30,000, and the next layer takes it back.'''
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 6)
+        torch.manual_seed(3)
+        sizes = torch.logspace(-2, 2.5, 8)
+        with torch.no_grad():
+            self.first.weight *= sizes[:, None, None, None]
+            self.first.bias *= sizes
+            self.second.weight /= sizes[None, :, None, None]
+
+    def forward(self, image):
+        return self.head(torch.relu(self.second(torch.relu(self.first(image)))).amax((2, 3)))
+"""
+
 TRANSFORMER = """
 class Net(nn.Module):
     def __init__(self, width=32, words=200):

@@ -90,6 +90,18 @@ def test_blocks_that_change_the_shape_stay():
         derive(module, lambda m: m(x), width=1.0, depth=0.5)
 
 
+def test_a_cancel_while_the_network_is_tried_without_a_block_is_no_failure_of_the_network():
+    module, x = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(4))), torch.randn(3, 8)
+
+    def call(tried):
+        if len(tried) < 4:
+            raise JobCancelled
+        return tried(x)
+
+    with pytest.raises(JobCancelled):
+        drop_blocks(module, call, 0.5)
+
+
 def test_alpha_zero_never_asks_the_teacher(tmp_path):
     model = open_text(tmp_path, CNN_FILE)
     _, files, _ = run(model, tmp_path, Distill(epochs=1, alpha=0, precision="float32"))

@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from profile_jobs import CHANNELS, GraphMaker, explain, graph_variant
-from technique_jobs import CONVOLUTIONAL, IMAGE, RECURRENT, ROWS, TOKENS, TRANSFORMER, VNNI, apply, open_python
+from technique_jobs import CONVOLUTIONAL, IMAGE, RECURRENT, ROWS, TOKENS, TRANSFORMER, UNEVEN, VNNI, apply, open_python
 
+from engine.graphs.affine_folding import fold_affine
 from engine.measurements import explaining, profiling
+from engine.measurements.layer_errors import layer_errors
 from engine.protocol import Processor
 
 NO_VNNI = Processor(name="old", features=("avx2",), physical_cores=2, logical_cores=2, memory_bytes=1 << 33)
@@ -176,6 +179,31 @@ def test_the_layer_that_breaks_accuracy_stands_out(tmp_path: Path) -> None:
     assert {one.node for one in layers} == {"conv0/Conv", "conv1/Conv", "conv2/Conv"}
     worst = max((one for one in layers if one.node != "conv0/Conv"), key=lambda one: one.drop_db or 0.0)
     assert worst.node == "conv1/Conv"
+
+
+def test_equalised_channels_are_no_error(tmp_path: Path) -> None:
+    exported = apply(open_python(tmp_path, UNEVEN, IMAGE), "export-onnx", tmp_path)
+    made = apply(exported, "quantize-static", tmp_path, search="never", equalise=0.5)
+    layers = explain(tmp_path, made, exported).layers
+    assert {one.node for one in layers} >= {"first/Conv", "second/Conv"}
+    assert all(one.cosine > 0.98 for one in layers)
+
+
+def test_a_factor_moved_behind_an_addition_is_no_error(tmp_path: Path) -> None:
+    scaled = GraphMaker(size=8)
+    scaled.constant("factor", np.float32(0.4))
+    scaled.constant("addend", np.float32(-0.8))
+    value = scaled.add("Mul", [scaled.add("Relu", ["x"], "relu"), "factor"], "scaled")
+    scaled.convolution(scaled.add("Add", [value, "addend"], "shifted"), "conv")
+    before = tmp_path / "before.onnx"
+    onnx.save(scaled.model("conv"), before)
+    model = onnx.load(before)
+    assert fold_affine(model)
+    onnx.save(model, after := tmp_path / "after.onnx")
+    inputs = {"x": np.random.default_rng(0).standard_normal((2, CHANNELS, 8, 8)).astype(np.float32)}
+    layers = layer_errors(after, before, inputs, 1, tmp_path)
+    assert [one.node for one in layers] == ["relu/Relu", "conv/Conv"]
+    assert all(one.cosine == pytest.approx(1.0) for one in layers)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from technique_jobs import CONVOLUTIONAL, IMAGE, apply, cosine, open_python, run_technique
+from technique_jobs import CONVOLUTIONAL, IMAGE, UNEVEN, apply, cosine, open_python, run_technique
 
 from engine.graphs.bias_correction import channels_second
 from engine.graphs.calibration import BINS, Calibrator, Range, mse_range
@@ -17,26 +17,6 @@ from engine.graphs.static_recipe import Quantizer, Settings
 from engine.graphs.verification import compare_outputs, run_graph
 
 RANDOM = np.random.default_rng(0)
-
-UNEVEN = """
-class Net(nn.Module):
-    '''Channels of the first layer differ by a factor of 30,000, and the next layer takes it back.'''
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Conv2d(3, 8, 3, padding=1)
-        self.second = nn.Conv2d(8, 8, 3, padding=1)
-        self.head = nn.Linear(8, 6)
-        torch.manual_seed(3)
-        sizes = torch.logspace(-2, 2.5, 8)
-        with torch.no_grad():
-            self.first.weight *= sizes[:, None, None, None]
-            self.first.bias *= sizes
-            self.second.weight /= sizes[None, :, None, None]
-
-    def forward(self, image):
-        return self.head(torch.relu(self.second(torch.relu(self.first(image)))).amax((2, 3)))
-"""
 
 
 def weights(*shape: int) -> np.ndarray:

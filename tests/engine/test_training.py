@@ -143,6 +143,25 @@ def test_the_users_metric_judges_and_stops(tmp_path):
     assert set(model.file.sizes) == {300}, "all held-out samples at once"
 
 
+MIXED = """
+def validation_data():
+    (first, one), (second, other) = batches(128, 5)
+    one, other = (nn.functional.one_hot(labels, 4).float() for labels in (one, other))
+    return [(first, one), (second, 0.9 * other + 0.025)]
+"""
+
+
+def test_where_labels_of_a_later_batch_cannot_be_scored_all_batches_are_judged_by_the_loss(tmp_path):
+    model = open_text(tmp_path, CNN_FILE + MIXED)
+    data, objective, module = TrainingData(model), Objective(model), model.module().eval()
+    value = held_out_accuracy(module, data, objective)
+    assert not objective.scored
+    with torch.no_grad():
+        losses = [float(cross_entropy(module(inputs), labels)) for inputs, labels in data.held_out]
+    assert value == pytest.approx(-sum(losses) / 2)
+    assert not module.training
+
+
 def test_a_score_of_the_users_that_fails_is_told_and_not_passed_over(tmp_path):
     model = open_text(tmp_path, CNN_FILE + "\ndef accuracy(outputs, labels):\n    return outputs.nonsense\n")
     with pytest.raises(ModelError, match=r"accuracy\(\).*nonsense"):
@@ -187,6 +206,20 @@ class Shuffled(list):
     data = TrainingData(open_text(tmp_path, text))
     assert not data.held_out_exact
     assert data.held_out
+
+
+@pytest.mark.parametrize("labels", ["None", "torch.zeros(len(y), dtype=torch.long)", "y"])
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_shuffled_data_is_told_by_its_inputs_where_labels_say_nothing(tmp_path, labels, shuffled):
+    text = CNN_FILE.replace("return batches(1024, 1)", f"return Data((x, {labels}) for x, y in batches(1024, 1))")
+    text += f"""
+class Data(list):
+    def __iter__(self):
+        import random
+        batches = list(super().__iter__())
+        return iter(random.sample(batches, len(batches)) if {shuffled} else batches)
+"""
+    assert TrainingData(open_text(tmp_path, text)).held_out_exact is not shuffled
 
 
 def test_generators_can_be_gone_through_again(tmp_path):
@@ -373,6 +406,25 @@ def test_a_broken_checkpoint_counts_as_none(tmp_path):
     assert checkpoints.load("training") == {"step": 3}
     checkpoints.remove()
     assert checkpoints.load("training") is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [JobCancelled(), MemoryError(), OSError(5, "Input/output error"), RuntimeError("can't allocate memory: 9 bytes")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_checkpoint_is_kept_when_the_job_is_cancelled_or_memory_fails_while_it_is_read(tmp_path, monkeypatch, error):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save("training", {"step": 3})
+
+    def stopped(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", stopped)
+    with pytest.raises(type(error)):
+        checkpoints.load("training")
+    monkeypatch.undo()
+    assert checkpoints.load("training") == {"step": 3}
 
 
 SCRIPT = """

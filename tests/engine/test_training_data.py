@@ -7,8 +7,8 @@ import torch
 
 from engine.context import JobCancelled
 from engine.models import ModelError
-from engine.protocol import Progressed
-from engine.training import Course, Plan, Precision, held_out_accuracy, train
+from engine.protocol import Logged, Progressed
+from engine.training import Course, Plan, Precision, held_out_accuracy, reestimate_batch_norm, train
 from engine.training import data as training_data
 from engine.training.checkpoints import Checkpoints
 from engine.training.data import TrainingData
@@ -17,7 +17,7 @@ from engine.training.rows import Rows
 from engine.training.teacher import Teaching
 from engine.training.team import Team
 
-from .learning_models import CNN, CNN_FILE, make_job, open_text
+from .learning_models import CNN, CNN_FILE, make_job, open_text, points
 
 PLAN = Plan(epochs=4, learning_rate=3e-3, precision="float32")
 
@@ -93,6 +93,11 @@ def test_a_training_stopped_in_a_later_pass_ends_with_the_very_same_weights(kind
     train(whole, data, Objective(model), PLAN, Course(job))
     resumed = stopped_at(model, tmp_path, 2 * data.steps + 5)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(resumed, whole.parameters(), strict=True))
+
+
+def test_data_in_order_that_is_distorted_anew_in_every_pass_is_split_exactly(tmp_path):
+    text = CNN_FILE.replace("return batches(1024, 1)", SHUFFLED["distorted"]) + SHUFFLING
+    assert TrainingData(open_text(tmp_path, text)).held_out_exact
 
 
 def test_passes_of_a_shuffling_loader_differ_and_come_again(tmp_path):
@@ -202,6 +207,79 @@ def test_data_without_an_end_is_refused(name, limit, tmp_path, monkeypatch):
     monkeypatch.setattr(training_data, name, limit)
     with pytest.raises(ModelError, match=r"did not end after .* batches.*__len__"):
         TrainingData(model)
+
+
+LONE = {
+    "loader": "return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*samples(74, 1)), 11, shuffle=True)",
+    "list": "return batches(67, 1, 11)",
+}
+
+
+@pytest.mark.parametrize("kind", LONE)
+def test_a_last_batch_of_one_sample_does_not_stop_batch_normalisation(kind, tmp_path):
+    """It has no variance, so its statistics are none: the running ones are used for it, and kept."""
+    text = CNN_FILE.replace("return batches(1024, 1)", LONE[kind]).replace(
+        "self.head = nn.Linear(4 * width, 4)",
+        "self.head = nn.Sequential(nn.BatchNorm1d(4 * width), nn.Linear(4 * width, 4))",
+    )
+    model = open_text(tmp_path, text)
+    data = TrainingData(model)
+    assert [len(labels) for _, labels in data.batches()][-2:] == [11, 1]
+    job, _ = make_job(model, tmp_path)
+    module = model.module()
+    assert train(module, data, Objective(model), PLAN, Course(job)).steps == 4 * data.steps
+    assert reestimate_batch_norm(module, data, Objective(model)) == 5
+    assert module.head[0].num_batches_tracked == data.steps - 1
+    module.train()
+    with pytest.raises(ValueError, match="more than 1 value"):
+        module(data.held_out[0][0][:1])
+
+
+LONGER = """return Longer(batches(1024, 1))
+
+class Longer(list):
+    def __len__(self):
+        return {length}
+"""
+
+
+@pytest.mark.parametrize(("length", "real"), [(17, 15), (40, 12), (1024, 15)])
+def test_a_length_that_says_more_than_a_pass_gives_does_not_end_the_training(length, real, tmp_path):
+    model = open_text(tmp_path, CNN_FILE.replace("return batches(1024, 1)", LONGER.format(length=length)))
+    data = TrainingData(model)
+    assert data.held_out_exact
+    job, messages = make_job(model, tmp_path)
+    course = Course(job, total_steps=4 * data.steps)
+    said = data.steps
+    assert train(model.module(), data, Objective(model), PLAN, course).steps == 4 * real == course.total_steps
+    assert points(messages, "total_steps")[-1][1] == 4 * real
+    lines = [message.text for message in messages if isinstance(message, Logged)]
+    words = f"gave {real} batches to train on where {said} were expected"
+    assert [words in line for line in lines] == [True] * (said > real)
+
+
+def test_a_training_on_data_that_gives_less_than_it_says_goes_on_where_it_stopped(tmp_path):
+    model = open_text(tmp_path, CNN_FILE.replace("return batches(1024, 1)", LONGER.format(length=40)))
+    job, _ = make_job(model, tmp_path)
+    whole = model.module()
+    train(whole, TrainingData(model), Objective(model), PLAN, Course(job))
+    resumed = stopped_at(model, tmp_path, 2 * 12 + 5)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(resumed, whole.parameters(), strict=True))
+
+
+def test_data_that_gives_nothing_on_a_later_pass_is_refused(tmp_path):
+    once = """return Once(batches(1024, 1))
+
+class Once(list):
+    passes = 0
+    def __iter__(self):
+        self.passes += 1
+        return super().__iter__() if self.passes < 4 else iter(())
+"""
+    model = open_text(tmp_path, CNN_FILE.replace("return batches(1024, 1)", once))
+    job, _ = make_job(model, tmp_path)
+    with pytest.raises(ModelError, match="nothing on a later pass"):
+        train(model.module(), TrainingData(model), Objective(model), PLAN, Course(job))
 
 
 def test_data_without_an_end_that_says_how_long_a_pass_is_can_be_trained_on(tmp_path):

@@ -31,8 +31,9 @@ def test_how_hot_a_cell_is_goes_by_the_limit(drop: float, level: int) -> None:
     ],
 )
 def test_widths_are_rounded_as_pruning_rounds_them(width: int, kind: str, ratio: float, stay: int) -> None:
-    layer = LayerSensitivity(name="x", kind=kind, width=width, accuracy=())
-    assert heat.kept(layer, ratio) == stay
+    layer = LayerSensitivity(name="x", kind=kind, width=width, accuracy=(0.9,))
+    scan = msgspec.structs.replace(SCAN, ratios=(ratio,), layers=(layer,))
+    assert heat.kept(scan, layer, 0) == stay
 
 
 def test_choosing_within_the_limit_stops_before_the_first_cut_that_breaks_it() -> None:
@@ -66,6 +67,26 @@ def test_what_pruning_recorded_on_its_way_is_a_scan_of_its_source() -> None:
     assert heat.scan_of(pruned(text), scenes.VARIANTS[1]) is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"accuracy": 1, "ratios": [0.5], "layers": [{"name": 1}]}', 7, None])
+def test_what_pruning_tried_with_another_rounding_is_what_is_shown_and_chosen() -> None:
+    layers = [{"name": "stem", "kind": "channels", "width": 32, "kept": [28, 20], "accuracy": [0.92, 0.92]}]
+    text = json.dumps({"accuracy": 0.92, "ratios": [0.125, 0.375], "layers": layers})
+    found = heat.scan_of(pruned(text), scenes.VARIANTS[0])
+    assert found is not None
+    assert [heat.kept(found, found.layers[0], at) for at in range(2)] == [28, 20]
+    assert heat.widths(found, heat.within(found, 0.01)) == ["stem=20"]
+
+
+UNREADABLE_KEPT = (
+    '{"accuracy": 1, "ratios": [0.5], "layers": [{"name": "a", "kind": "b", "width": 8, "accuracy": [1], "kept": %s}]}'
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{}", '{"accuracy": 1, "ratios": [0.5], "layers": [{"name": 1}]}', 7, None),
+        *(UNREADABLE_KEPT % kept for kept in ("[4, 4]", "4", "[[]]")),
+    ],
+)
 def test_what_is_no_scan_is_none(text: Any) -> None:
     assert heat.scan_of(pruned(text), scenes.VARIANTS[0]) is None

@@ -80,7 +80,7 @@ class ExplainScreen(Screen[None]):
 
     def _waiting(self, snapshot: Snapshot, variant: Variant) -> Content:
         """What stands there while there is no answer."""
-        job = _newest_job(snapshot, variant.id)
+        job = _newest_job(snapshot, variant.id, self._against)
         if job is not None and job.is_done and isinstance(job.state, Failed):
             return Content.assemble(("Not found out: ", "$error"), clean(job.state.reason, 400), "  (r tries again)")
         message = clean(getattr(job.state, "message", ""), 80) if job is not None and not job.is_done else ""
@@ -200,5 +200,7 @@ def layer_rows(layers: tuple[LayerError, ...]) -> list[Row]:
     return rows
 
 
-def _newest_job(snapshot: Snapshot, variant: str) -> Job | None:
-    return next((job for job in reversed(snapshot.jobs) if job.kind == "explain" and job.variant == variant), None)
+def _newest_job(snapshot: Snapshot, variant: str, against: str) -> Job | None:
+    """The newest job that tells these two apart."""
+    jobs = (job for job in reversed(snapshot.jobs) if job.kind == "explain")
+    return next((job for job in jobs if (job.variant, job.against) == (variant, against)), None)

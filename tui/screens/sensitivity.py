@@ -125,12 +125,14 @@ class SensitivityScreen(Screen[None]):
         heat_map = self.query_one(HeatMap)
         layer = next((one for one in scan.layers if one.name == heat_map.key), scan.layers[0])
         at = heat_map.column
-        lost, stay, saved = heat.drop(scan, layer, at), heat.kept(layer, scan.ratios[at]), heat.saving(scan, layer, at)
+        lost, stay, saved = heat.drop(scan, layer, at), heat.kept(scan, layer, at), heat.saving(scan, layer, at)
         stays = f"{stay} of {layer.width} {clean(layer.kind, 20)} left"
-        exact = abs(stay - (1 - scan.ratios[at]) * layer.width) < 1
+        rounding = ""
+        if abs(stay - (1 - scan.ratios[at]) * layer.width) >= 1:
+            rounding = " (rounded)" if stay % heat.MULTIPLE else f" (multiple of {heat.MULTIPLE})"
         cell: list[str | tuple[str, str]] = [
             (clean(layer.name, 60), "bold"),
-            f" −{scan.ratios[at] * 100:g} %: {stays}{'' if exact else f' (multiple of {heat.MULTIPLE})'}, ",
+            f" −{scan.ratios[at] * 100:g} %: {stays}{rounding}, ",
             (
                 f"{'−' if lost >= 0 else '+'}{figures.points(abs(lost))} points",
                 "$success" if lost <= limit else "$error",
@@ -200,7 +202,7 @@ class SensitivityScreen(Screen[None]):
             return
         entries = heat.widths(scan, self._choice or {heat_map.key: heat_map.column})
         if not entries:
-            self._trimtab.say(f"Rounded to multiples of {heat.MULTIPLE} nothing would go: choose a stronger cut.")
+            self._trimtab.say("Rounded as pruning rounds, nothing would go: choose a stronger cut.")
             return
         self.run_worker(self._open_form(entries), group="form", exclusive=True)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...batching.policy import BatchPolicy
 from ...batching.queue import COMPLETED
-from ...context import JobCancelled, JobContext, LoadedVariant
+from ...context import JobContext, LoadedVariant
 from ...models import ModelError
 from ...protocol import (
     Conditions,
@@ -197,9 +197,9 @@ class LoadStage:
         runs = self.copies.runs(settings.instances)
         try:
             self.copies.warm_up(settings.instances, self.pool[0], settings.max_batch_size, self.pool)
+        except RuntimeUnavailable:
+            raise
         except Exception as error:
-            if isinstance(error, RuntimeUnavailable | JobCancelled):
-                raise
             what = str(error) if isinstance(error, ModelError) else f"{type(error).__name__}: {error}"
             raise ModelError(
                 f"{self.variant.record.name} fails on batches of up to {settings.max_batch_size} rows: {what}"

@@ -7,6 +7,8 @@ from driver import dashboard
 from engine.protocol import (
     ApplyTechnique,
     Explanation,
+    Failed,
+    Job,
     LayerError,
     MeasurementAdded,
     MeasureVariant,
@@ -71,6 +73,26 @@ async def test_an_unknown_one_is_found_out_and_appears() -> None:
         seen.engine.push(MeasurementAdded(seq=0, measurement=ANSWER))
         await seen.sees("3 of 9 quantized operators run in float")
         assert sum(isinstance(one, MeasureVariant) for one in seen.engine.asked) == 1
+
+
+async def test_a_failure_stands_only_with_the_variant_it_was_explained_against() -> None:
+    failed = Job(
+        id="j9",
+        kind="explain",
+        title="Explain int8",
+        created=scenes.NOW,
+        state=Failed(started=scenes.NOW, finished=scenes.NOW, reason="onnx cannot run here."),
+        variant="v2",
+        against="v1",
+    )
+    work = scenes.work()
+    async with dashboard(msgspec.structs.replace(work, jobs=(*work.jobs, failed)), size=(110, 40)) as seen:
+        await seen.press("down", "down", "w")
+        await seen.sees("Why? int8 against onnx", "Not found out: onnx cannot run here.")
+        await seen.press("n")
+        await seen.sees_not("against onnx")
+        await seen.sees("timed and profiled side by side")
+        await seen.sees_not("Not found out")
 
 
 async def test_the_layer_that_breaks_accuracy_is_left_out_with_one_key() -> None:
