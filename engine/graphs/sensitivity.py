@@ -26,11 +26,12 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from .comparison import Difference
 from .onnx_graph import Graph
 from .sessions import open_session
 from .static_recipe import Quantizer, Result
 from .timing import time_in_turns
-from .verification import Difference, compare_outputs, run_graph, varying_outputs
+from .verification import compare_outputs, run_graph, varying_outputs
 
 LEAST_COSINE = 0.99
 """Outputs at a smaller cosine to the source are not near enough, whatever the limit."""
@@ -75,17 +76,21 @@ class Answers:
 
     difference: Difference
     changed: float | None
-    """Share of samples whose largest class score moved to another class; None where outputs are no class scores."""
+    """Share of samples whose largest class score moved to another class, or of whole numbers that are others.
+
+    None where outputs are neither class scores nor whole numbers.
+    """
     samples: int = 0
-    """How many samples that share is of."""
+    """How many samples (or whole numbers) that share is of."""
 
     def within(self, limit: float) -> bool:
-        """Near enough: cosine at least `LEAST_COSINE`, and not more than `limit` of the answers changed.
+        """Near enough: cosine of floats at least `LEAST_COSINE`, and not more than `limit` of the answers changed.
 
         One changed answer says nothing about a share smaller than one in so many samples, and is accepted.
         """
         accepted = max(limit, 1 / self.samples if self.samples else 0.0)
-        return self.difference.cosine >= LEAST_COSINE and (self.changed is None or self.changed <= accepted)
+        near = self.difference.only_whole or self.difference.cosine >= LEAST_COSINE
+        return near and (self.changed is None or self.changed <= accepted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,13 +121,16 @@ class Judge:
         for wanted, got in zip(self._reference, outputs, strict=True):
             scores = next(iter(wanted.values()))
             others = next(iter(got.values()))
-            if len(wanted) == 1 and scores.ndim == 2 and scores.shape[1] > 1 and others.shape == scores.shape:
+            classes = scores.dtype.kind == "f" and scores.ndim == 2 and scores.shape[1] > 1
+            if len(wanted) == 1 and classes and others.shape == scores.shape:
                 samples += len(scores)
                 changed += int((scores.argmax(1) != others.argmax(1)).sum())
         try:
             difference = compare_outputs(self._reference, outputs, varying=self._varying)
         except ValueError:  # numbers that are not finite, or nothing that can be compared
             difference = NO_ANSWER
+        if difference.whole:
+            return Answers(difference, difference.changed, difference.whole)
         return Answers(difference, changed / samples if samples else None, samples)
 
     def on_fewer(self, samples: int) -> Judge:

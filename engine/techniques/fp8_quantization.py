@@ -205,7 +205,7 @@ def _calibration(job: JobContext, parameters: QuantizeFp8) -> tuple[list[dict[st
     return [model.example(size, seed=seed) for seed in range(max(1, min(parameters.samples, 128) // size))], True
 
 
-def _compare(job: JobContext, source: LoadedVariant, result: Any) -> dict[str, float]:
+def _compare(job: JobContext, source: LoadedVariant, result: Any) -> dict[str, float | str]:
     """Distance from the source's answers on a few inputs.
 
     ONNX Runtime runs the pairs one by one: its optimiser, made for integers, drops a ReLU between FP32 and FP8 (1.32).
@@ -218,4 +218,4 @@ def _compare(job: JobContext, source: LoadedVariant, result: Any) -> dict[str, f
         found = compare_graphs(source.path, result, batches, threads, optimize=False)
     except ValueError as error:
         raise Refusal(f"The quantized graph's answers cannot be set beside the source's: {error}.") from None
-    return {"cosine": round(found.cosine, 6), "sqnr_db": round(min(found.sqnr_db, 200.0), 2)}
+    return found.figures

@@ -147,8 +147,7 @@ def quantize_int4(source: LoadedVariant, parameters: QuantizeInt4, job: JobConte
         "form": form,
         "calibration_samples": sum(len(next(iter(batch.values()))) for batch in (*learn, *judge)) if real else 0,
         "size_share": None if size is None else round(size, 4),
-        "cosine": round(distance.cosine, 6),
-        "sqnr_db": round(min(distance.sqnr_db, 200.0), 2),
+        **distance.figures,
     }
     figures |= {f"sqnr_db_{name}": round(min(found.sqnr_db, 200.0), 2) for name, (_, found) in tried.items()}
     pinned = {"method": best, "symmetric": symmetric, "form": form}

@@ -107,6 +107,17 @@ def test_a_module_that_rolls_dice_is_refused(tmp_path):
         apply(baseline, "export-onnx", tmp_path)
 
 
+def test_a_graph_that_answers_in_other_classes_than_pytorch_is_refused(tmp_path):
+    body = """
+    class Net(nn.Module):
+        def forward(self, x):
+            return (x + 100 * torch.rand_like(x)).argmax(1)
+    """
+    baseline = open_python(tmp_path, body, "torch.randn(batch_size, 50)")
+    with pytest.raises(Refusal, match=r"PyTorch's answers: at batch size 2 they differ in .* of the whole numbers"):
+        apply(baseline, "export-onnx", tmp_path)
+
+
 def test_an_operator_without_onnx_form_is_named(tmp_path):
     body = """
     class Net(nn.Module):
