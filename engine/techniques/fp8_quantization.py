@@ -196,10 +196,12 @@ def _calibration(job: JobContext, parameters: QuantizeFp8) -> tuple[list[dict[st
     model = job.model
     size = model.fixed_batch or min(16, parameters.samples)
     if model.has_calibration_data:
-        return list(model.calibration_batches(batch_size=size, limit=max(parameters.samples, size))), False
+        batches = list(model.calibration_batches(batch_size=size, limit=max(parameters.samples, size)))
+        if batches:  # none: fewer samples than a fixed batch takes
+            return batches, False
     if not parameters.synthetic:
         raise Refusal(
-            "FP8 needs data to calibrate on: add calibration_data() to the model file "
+            "FP8 needs data to calibrate on, at least one whole batch: add calibration_data() to the model file "
             '(or calibration_data = "calib.npz" for an .onnx), or set synthetic = true.'
         )
     return [model.example(size, seed=seed) for seed in range(max(1, min(parameters.samples, 128) // size))], True

@@ -206,12 +206,13 @@ def _planned(source: LoadedVariant, parameters: QuantizeInt4, form: Literal["mat
 
 def _data(job: JobContext, parameters: QuantizeInt4) -> tuple[list[Any], list[Any], bool]:
     """(batches to learn from, batches to judge by, whether they are real calibration data)."""
-    model = job.model
-    if not model.has_calibration_data:
+    model, batches = job.model, []
+    if model.has_calibration_data:
+        size = model.fixed_batch or min(16, parameters.samples)
+        batches = list(model.calibration_batches(batch_size=size, limit=max(parameters.samples, size)))
+    if not batches:  # fewer samples than a fixed batch takes, too
         made_up = [model.example(model.fixed_batch or MADE_UP_BATCH, seed=seed) for seed in (1, 2)]
         return [], made_up, False
-    size = model.fixed_batch or min(16, parameters.samples)
-    batches = list(model.calibration_batches(batch_size=size, limit=max(parameters.samples, size)))
     judge = batches[::HELD_OUT]
     return [batch for index, batch in enumerate(batches) if index % HELD_OUT] or judge, judge, True
 
@@ -219,7 +220,10 @@ def _data(job: JobContext, parameters: QuantizeInt4) -> tuple[list[Any], list[An
 def _methods(parameters: QuantizeInt4, real: bool) -> tuple[Literal["rtn", "least-error", "gptq"], ...]:
     if parameters.method != "auto":
         if parameters.method == "gptq" and not real:
-            raise Refusal('GPTQ needs data to calibrate on: add calibration_data(), or choose method = "least-error".')
+            raise Refusal(
+                "GPTQ needs data to calibrate on, at least one whole batch: add calibration_data(), or choose "
+                'method = "least-error".'
+            )
         return (parameters.method,)
     return ("rtn", "least-error", "gptq") if real else ("rtn", "least-error")
 

@@ -259,3 +259,13 @@ def test_what_is_quantized_already_is_refused(transformer, tmp_path):
         parse_parameters("quantize-int4", {"block_size": "48"})
     assert parse_parameters("quantize-int4", {"block_size": "32"}).block_size == 32
     assert "faster for few rows only" in find_technique("quantize-int4").expectation
+
+
+def test_too_little_data_for_one_batch_is_no_data(transformer, tmp_path, monkeypatch):
+    monkeypatch.setattr(transformer.model, "calibration_batches", lambda batch_size, limit: iter(()))
+    figures = apply(transformer, "quantize-int4", tmp_path).record.changed.figures
+    assert figures["calibration_samples"] == 0
+    assert "sqnr_db_gptq" not in figures
+    assert figures["sqnr_db"] < 60, "the answers were compared on example inputs"
+    with pytest.raises(Refusal, match="at least one whole batch"):
+        apply(transformer, "quantize-int4", tmp_path, method="gptq")
