@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +38,19 @@ def run_graph(
     model: onnx.ModelProto | Path, batches: Iterable[Mapping[str, np.ndarray]], threads: int = 0, optimize: bool = True
 ) -> list[dict[str, np.ndarray]]:
     """The outputs of each batch on ONNX Runtime's CPU provider."""
+    return list(outputs_of(model, batches, threads, optimize))
+
+
+def outputs_of(
+    model: onnx.ModelProto | Path, batches: Iterable[Mapping[str, np.ndarray]], threads: int = 0, optimize: bool = True
+) -> Iterator[dict[str, np.ndarray]]:
+    """The same one batch after the other, where all outputs together may be too large to be held."""
     session = cpu_session(model, threads, optimize)
     names = [value.name for value in session.get_outputs()]
     wanted = {value.name for value in session.get_inputs()}
-    return [
-        dict(zip(names, session.run(names, {key: value for key, value in batch.items() if key in wanted}), strict=True))
-        for batch in batches
-    ]
+    for batch in batches:
+        feed = {key: value for key, value in batch.items() if key in wanted}
+        yield dict(zip(names, session.run(names, feed), strict=True))
 
 
 def cpu_session(model: onnx.ModelProto | Path, threads: int = 0, optimize: bool = True) -> onnxruntime.InferenceSession:
@@ -90,8 +96,8 @@ def compare_graphs(
     optimize: bool = True,
 ) -> Difference:
     """How far one graph's answers are from the source's; the source is always run optimised. Raises ValueError."""
-    reference = run_graph(source, batches, threads)
-    return compare_outputs(reference, run_graph(made, batches, threads, optimize), varying=varying_outputs(source))
+    reference = outputs_of(source, batches, threads)
+    return compare_outputs(reference, outputs_of(made, batches, threads, optimize), varying=varying_outputs(source))
 
 
 def compare_outputs(

@@ -1,11 +1,14 @@
 """How far outputs are apart: floats by numbers, whole numbers by the share that are others, nothing by nothing."""
 
+import tracemalloc
+import weakref
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engine.graphs.sensitivity import Judge
-from engine.graphs.verification import compare_outputs
+from engine.graphs.verification import compare_outputs, outputs_of
 
 IDS = np.arange(200).reshape(10, 20)
 
@@ -82,3 +85,61 @@ def test_a_graph_that_answers_in_classes_is_judged_by_those_that_changed():
     assert one_of_four.within(0.3), "no cosine of class numbers stands in the way of the limit"
     assert np.isfinite(same.difference.sqnr_db)
     assert same.difference.sqnr_db > one_of_four.difference.sqnr_db
+
+
+def large(shift=0.0):
+    """A graph that answers with a megabyte for each sample."""
+    return helper.make_model(
+        helper.make_graph(
+            [
+                helper.make_node("Expand", ["rows", "shape"], ["wide"], "wide"),
+                helper.make_node("Add", ["wide", "shift"], ["picture"], "shift"),
+            ],
+            "large",
+            [helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["batch", 1])],
+            [helper.make_tensor_value_info("picture", TensorProto.FLOAT, ["batch", 1 << 18])],
+            [
+                numpy_helper.from_array(np.array([1, 1 << 18]), "shape"),
+                numpy_helper.from_array(np.array(shift, np.float32), "shift"),
+            ],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+
+
+def test_large_answers_are_compared_one_batch_at_a_time(monkeypatch):
+    batches = [{"rows": np.full((1, 1), value, np.float32)} for value in range(1, 49)]
+    judge, seen, alive = Judge(large(), batches, 1), [], []
+
+    def watched(*args, **options):
+        for outputs in outputs_of(*args, **options):
+            seen.append(weakref.ref(outputs["picture"]))
+            alive.append(sum(one() is not None for one in seen))
+            yield outputs
+
+    monkeypatch.setattr("engine.graphs.sensitivity.outputs_of", watched)
+    tracemalloc.start()
+    try:
+        answers = judge.answers(large(0.5))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert answers.difference.maximum == pytest.approx(0.5)
+    assert len(alive) == 48
+    assert max(alive) <= 3
+    assert peak < 16 << 20, "copies in float64 are made of one batch at a time, too"
+
+
+def test_a_judge_keeps_only_so_many_answers_and_says_so(monkeypatch):
+    monkeypatch.setattr("engine.graphs.sensitivity.KEPT_BYTES", 5 << 20)
+    batches = [{"rows": np.ones((2, 1), np.float32)} for _ in range(4)]
+    told = []
+    judge = Judge(large(), batches, 1, told.append)
+    assert judge.samples == 4
+    assert told == [
+        "The answers to all 8 samples are too large to be held: quantized graphs are judged on the first 4."
+    ]
+    assert judge.answers(large()).difference.relative == 0
+    monkeypatch.setattr("engine.graphs.sensitivity.KEPT_BYTES", 1)
+    assert Judge(large(), batches, 1).samples == 2, "one batch in any case"
