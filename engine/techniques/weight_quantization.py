@@ -122,13 +122,21 @@ def quantize_int4(source: LoadedVariant, parameters: QuantizeInt4, job: JobConte
         def watch(share: float, what: str, index: int = index, method: str = method) -> None:
             job.progress(1 + 8 * (index + 0.9 * share) / len(methods), 10, f"{method}: {what}")
 
-        chosen = choose_blocks(
-            plan, method, parameters.block_size, symmetric, learn, judge, job.spec.threads or 0, watch
-        )
+        try:
+            chosen = choose_blocks(
+                plan, method, parameters.block_size, symmetric, learn, judge, job.spec.threads or 0, watch
+            )
+        except ValueError as error:  # from GPTQ alone, which looks at data
+            if parameters.method == "gptq":
+                raise Refusal(
+                    f'GPTQ cannot be used: {error}. Leave such samples out, or choose method = "least-error".'
+                ) from None
+            job.log(f"{method} is left out: {error}.")
+            continue
         written = write_int4(plan, chosen, form, parameters.block_size, symmetric, parameters.compute, method != "rtn")
         tried[method] = (written, _distance(source, written.model, judge, job.spec.threads or 0))
         job.log(f"{method}: {tried[method][1].sqnr_db:.2f} dB between the answers and their error")
-    best = max(methods, key=lambda name: tried[name][1].sqnr_db)
+    best = max(tried, key=lambda name: tried[name][1].sqnr_db)
     written, distance = tried[best]
     result = written.model
     if target.float_type == "float16":
