@@ -147,13 +147,14 @@ def quantize_int4(source: LoadedVariant, parameters: QuantizeInt4, job: JobConte
         distance = _distance(source, result, judge, job.spec.threads or 0)
     files = save_graph(result, job.work / "model.onnx")
     size = sum(path.stat().st_size for path in files) / source.record.size_bytes if source.record.size_bytes else None
+    seen = judge if learn is judge else [*learn, *judge]
     figures: dict[str, Any] = {
         "quantized_weight_share": round(written.share, 4),
         "weight_bits": 4,
         "block_size": parameters.block_size,
         "method": best,
         "form": form,
-        "calibration_samples": sum(len(next(iter(batch.values()))) for batch in (*learn, *judge)) if real else 0,
+        "calibration_samples": sum(len(next(iter(batch.values()))) for batch in seen) if real else 0,
         "size_share": None if size is None else round(size, 4),
         **distance.figures,
     }
@@ -213,7 +214,10 @@ def _planned(source: LoadedVariant, parameters: QuantizeInt4, form: Literal["mat
 
 
 def _data(job: JobContext, parameters: QuantizeInt4) -> tuple[list[Any], list[Any], bool]:
-    """(batches to learn from, batches to judge by, whether they are real calibration data)."""
+    """(batches to learn from, batches to judge by, whether they are real calibration data).
+
+    With a single batch it is both, the same list.
+    """
     model, batches = job.model, []
     if model.has_calibration_data:
         size = model.fixed_batch or min(16, parameters.samples)

@@ -283,6 +283,17 @@ class Net(nn.Module):
 """
 
 
+def test_samples_that_are_learned_from_and_judged_by_count_once(tmp_path, monkeypatch):
+    source = apply(open_python(tmp_path, PRODUCTS, "torch.randn(batch_size, 64)"), "export-onnx", tmp_path)
+    batches = list(source.model.calibration_batches(batch_size=16, limit=64))
+    for count in (1, 4):
+        monkeypatch.setattr(
+            source.model, "calibration_batches", lambda batch_size, limit, count=count: iter(batches[:count])
+        )
+        figures = apply(source, "quantize-int4", tmp_path, method="rtn").record.changed.figures
+        assert figures["calibration_samples"] == 16 * count
+
+
 def test_gptq_is_left_out_or_refused_where_calibration_data_is_not_finite(tmp_path, monkeypatch):
     source = apply(open_python(tmp_path, PRODUCTS, "torch.randn(batch_size, 64)"), "export-onnx", tmp_path)
     real = list(source.model.calibration_batches(batch_size=16, limit=64))
