@@ -142,6 +142,19 @@ def test_measured_biases_bring_every_layer_to_its_mean(tmp_path):
     )
 
 
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_calibration_value_that_is_not_finite_ruins_no_bias(measured):
+    nodes, constants, shape = GROUPED
+    source = graph(nodes, constants, shape)
+    batches = [{"x": weights(*shape)} for _ in range(3)]
+    inputs = [{"x": batch["x"].copy()} for batch in batches]
+    batches[1]["x"][1, 0, 3, 3] = np.nan
+    settings = Settings(threads=1, bias_correction=True, measured_correction=measured)
+    made = Quantizer(source, lambda: batches, settings).quantize()
+    assert len(made.touched) == 2
+    assert compare_outputs(run_graph(source, inputs), run_graph(made.model, inputs)).cosine > 0.99
+
+
 def test_equalising_helps_where_channels_differ(uneven, tmp_path):
     plain = apply(uneven, "quantize-static", tmp_path, search="never")
     equal = apply(uneven, "quantize-static", tmp_path, search="never", equalise=0.5)
