@@ -100,6 +100,19 @@ def test_a_value_with_another_reader_is_not_equalised():
     assert passages(Graph(graph(nodes, constants, shape))) == []
 
 
+def test_a_product_with_a_stack_of_matrices_is_not_divided():
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["a"], "first"),
+        helper.make_node("Relu", ["a"], ["b"], "relu"),
+        helper.make_node("MatMul", ["b", "w2"], ["y"], "second"),
+    ]
+    source = graph(nodes, {"w1": weights(2, 5, 5), "w2": weights(5, 3)}, (2, 4, 5))
+    equal, done = equalise(source, {"b": np.geomspace(0.1, 10, 5)}, 0.5)
+    assert done == []
+    batches = [{"x": weights(2, 4, 5)}]
+    assert compare_outputs(run_graph(source, batches), run_graph(equal, batches)).relative < 1e-5
+
+
 def test_the_range_of_least_error_clips_a_lone_outlier_and_keeps_a_full_range():
     counts = np.zeros(BINS, dtype=np.int64)
     counts[:20] = 1_000_000
