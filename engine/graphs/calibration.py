@@ -101,28 +101,30 @@ class Calibrator:
     ) -> dict[str, np.ndarray]:
         """Mean of each value by channel: over all axes but axis 1, or the last one for values of 2 or 3 axes.
 
-        `channels_second`: values whose channels are axis 1 however many axes they have (signals of a Conv).
+        `channels_second`: values whose channels are axis 1 however many axes they have (signals of a Conv). Numbers
+        that are not finite are left out, and values with a channel that is never finite.
         """
         sums: dict[str, np.ndarray] = {}
-        counts: dict[str, int] = {}
+        counts: dict[str, np.ndarray] = {}
         for done, outputs in self._run(self._session(names), names):
             watch(done)
             for name, value in outputs.items():
                 total, count = channel_sums(value, name in channels_second)
                 sums[name] = sums.get(name, 0) + total
                 counts[name] = counts.get(name, 0) + count
-        return {name: sums[name] / counts[name] for name in sums}
+        return {name: sums[name] / counts[name] for name in sums if counts[name].all()}
 
     def peaks(
         self, names: Sequence[str], watch: Watch = lambda share: None, channels_second: Collection[str] = ()
     ) -> dict[str, np.ndarray]:
-        """Largest absolute value by channel; channels as in `means`."""
+        """Largest absolute value by channel, of those that are finite; channels as in `means`."""
         found: dict[str, np.ndarray] = {}
         for done, outputs in self._run(self._session(names), names):
             watch(done)
             for name, value in outputs.items():
                 axis = channel_axis(value, name in channels_second)
-                peak = np.abs(value).max(axis=tuple(index for index in range(value.ndim) if index != axis))
+                finite = np.where(np.isfinite(value), np.abs(value), 0)
+                peak = finite.max(axis=tuple(index for index in range(value.ndim) if index != axis))
                 found[name] = np.maximum(found[name], peak) if name in found else peak
         return found
 
@@ -195,11 +197,12 @@ def channel_axis(value: np.ndarray, second: bool = False) -> int:
     return 1 if second or value.ndim >= 4 else value.ndim - 1
 
 
-def channel_sums(value: np.ndarray, second: bool = False) -> tuple[np.ndarray, int]:
-    """Sum by channel (see `channel_axis`) and values per channel."""
+def channel_sums(value: np.ndarray, second: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Sum by channel (see `channel_axis`) of what is finite, and how many numbers that is."""
     axis = channel_axis(value, second)
     others = tuple(index for index in range(value.ndim) if index != axis)
-    return value.sum(axis=others, dtype=np.float64), value.size // value.shape[axis]
+    finite = np.isfinite(value)
+    return value.sum(axis=others, dtype=np.float64, where=finite), finite.sum(axis=others)
 
 
 def percentile_range(counts: np.ndarray, seen: Range, percentile: float) -> Range:

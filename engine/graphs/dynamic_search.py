@@ -110,7 +110,7 @@ def fastest(
     """
     attempts: list[Attempt] = []
     seen: set[str] = set()
-    judge = Judge(prepared, batches, threads)
+    judge = Judge(prepared, batches, threads, tell)
     kinds: tuple[AttentionKind, ...] = ("kept", "fused", "integer")
     for attention in kinds:
         for scales in (True, False) if per_channel else (False,):

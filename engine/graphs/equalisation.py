@@ -155,7 +155,8 @@ def _can_divide(graph: Graph, node: onnx.NodeProto, size: int) -> bool:
     if node.op_type == "Gemm" and (attribute(node, "alpha", 1.0) != 1 or attribute(node, "beta", 1.0) != 1):
         return False
     bias = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-    fits = weights.ndim >= 2 and weights.shape[_channels_of(node, weights)] == size
+    matrices = weights.ndim == 2 or (weights.ndim > 2 and node.op_type == "Conv")
+    fits = matrices and weights.shape[_channels_of(node, weights)] == size
     return fits and weights.dtype == np.float32 and (bias is None or bias.size == size)
 
 

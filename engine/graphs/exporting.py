@@ -27,6 +27,8 @@ import torch
 from onnx_ir.passes.common import DeduplicateInitializersPass
 from torch.utils import _pytree as pytree
 
+from .onnx_graph import reads, subgraphs_of
+
 DEFAULT_OPSET = 20
 """New enough for Gelu and LayerNormalization as one node, old enough for every runtime we name."""
 
@@ -245,17 +247,10 @@ def _name_after_layers(graph: onnx.GraphProto) -> None:
 
     From the weight's name, else from the module path the exporter notes on each node.
     """
-    renamed: dict[str, str] = {}
-    for tensor in graph.initializer:
-        if tensor.name.startswith("module."):
-            renamed[tensor.name] = tensor.name = tensor.name.removeprefix("module.")
-    for value in graph.value_info:
-        value.name = renamed.get(value.name, value.name)
+    _drop_prefix(graph)
     seen: Counter[str] = Counter()
-    readers = Counter(renamed.get(name, name) for node in graph.node for name in node.input)
+    readers = Counter(name for node in graph.node for name in reads(node))
     for node in graph.node:
-        for index, name in enumerate(node.input):
-            node.input[index] = renamed.get(name, name)
         path = _layer_of(node, readers)
         name = f"{path}/{node.op_type}" if path else node.op_type
         seen[name] += 1
@@ -263,6 +258,43 @@ def _name_after_layers(graph: onnx.GraphProto) -> None:
         del node.metadata_props[:]
         if path:
             node.metadata_props.append(onnx.StringStringEntryProto(key="layer", value=path))
+
+
+def _drop_prefix(graph: onnx.GraphProto) -> None:
+    """Weights get the names the user's module has for them, wherever nothing else in the graph has that name."""
+    outputs = {value.name for value in graph.output}
+    weights = [tensor.name for tensor in graph.initializer if tensor.name not in outputs]
+    taken = _names(graph)
+    renamed: dict[str, str] = {}
+    for name in weights:
+        short = name.removeprefix("module.")
+        if short not in taken:
+            taken.add(short)
+            renamed[name] = short
+    for tensor in graph.initializer:
+        tensor.name = renamed.get(tensor.name, tensor.name)
+    _rename_reads(graph, renamed)
+
+
+def _names(graph: onnx.GraphProto) -> set[str]:
+    """Every value's name, those in subgraphs included."""
+    names = {value.name for value in (*graph.input, *graph.output)} | {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        names.update(node.output)
+        for inner in subgraphs_of(node):
+            names |= _names(inner)
+    return names
+
+
+def _rename_reads(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
+    """Let nodes, and the results of subgraphs, read values by their new names."""
+    for value in (*graph.value_info, *graph.output):
+        value.name = renamed.get(value.name, value.name)
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
+        for inner in subgraphs_of(node):
+            _rename_reads(inner, renamed)
 
 
 def _layer_of(node: onnx.NodeProto, readers: Counter[str]) -> str:

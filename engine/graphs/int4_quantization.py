@@ -119,7 +119,7 @@ def choose_blocks(
     """The 4-bit numbers of every product. The batches are only looked at for "gptq".
 
     GPTQ learns from the first and is taken for a layer where its outputs on the second are nearer than those of the
-    scales of least error.
+    scales of least error. Raises ValueError where a layer's inputs are not finite in either.
     """
     graph = Graph(plan.model)
     chosen: dict[Product, Blocks] = {}
@@ -140,6 +140,8 @@ def choose_blocks(
         for one in plan.products:
             if one.activation == name:
                 tell(f"rounding {one.node}")
+                if not all(np.isfinite(seen.total).all() for seen in moments):
+                    raise ValueError(f"the inputs of {one.node} are not all finite on the calibration data")
                 chosen[one] = _best(_matrix(graph, one), moments[0], moments[1].total, block, symmetric)
 
     second_moments(plan, (learn, judge), threads, consume, lambda share, what: tell(what))

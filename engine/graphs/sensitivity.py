@@ -26,11 +26,12 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from .comparison import Comparison, Difference
 from .onnx_graph import Graph
 from .sessions import open_session
 from .static_recipe import Quantizer, Result
 from .timing import time_in_turns
-from .verification import Difference, compare_outputs, run_graph, varying_outputs
+from .verification import outputs_of, varying_outputs
 
 LEAST_COSINE = 0.99
 """Outputs at a smaller cosine to the source are not near enough, whatever the limit."""
@@ -62,6 +63,9 @@ FIRST_LOOK = 0.6
 MOST_IN_FLOAT = 0.5
 """Share of the nodes that may go back; beyond it the graph is rather a float one."""
 
+KEPT_BYTES = 512 << 20
+"""Of the source's answers so many are kept to compare with: a segmentation's for some hundred samples are gigabytes."""
+
 NO_ANSWER = Difference(float("inf"), float("inf"), 0.0, -200.0)
 """Of a graph whose answers cannot be set beside the source's."""
 
@@ -75,17 +79,21 @@ class Answers:
 
     difference: Difference
     changed: float | None
-    """Share of samples whose largest class score moved to another class; None where outputs are no class scores."""
+    """Share of samples whose largest class score moved to another class, or of whole numbers that are others.
+
+    None where outputs are neither class scores nor whole numbers.
+    """
     samples: int = 0
-    """How many samples that share is of."""
+    """How many samples (or whole numbers) that share is of."""
 
     def within(self, limit: float) -> bool:
-        """Near enough: cosine at least `LEAST_COSINE`, and not more than `limit` of the answers changed.
+        """Near enough: cosine of floats at least `LEAST_COSINE`, and not more than `limit` of the answers changed.
 
         One changed answer says nothing about a share smaller than one in so many samples, and is accepted.
         """
         accepted = max(limit, 1 / self.samples if self.samples else 0.0)
-        return self.difference.cosine >= LEAST_COSINE and (self.changed is None or self.changed <= accepted)
+        near = self.difference.only_whole or self.difference.cosine >= LEAST_COSINE
+        return near and (self.changed is None or self.changed <= accepted)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,27 +110,56 @@ class Found:
 
 
 class Judge:
-    """Compares quantized graphs with the source on the same batches."""
+    """Compares quantized graphs with the source on the same batches.
 
-    def __init__(self, source: onnx.ModelProto, batches: Sequence[Batch], threads: int) -> None:
-        self._batches, self._threads = batches, threads
-        self._reference = run_graph(source, batches, threads)
-        self._varying = varying_outputs(source)
+    On the first of them, where the source's answers to all take more than `KEPT_BYTES`: `tell` hears of it.
+    """
+
+    def __init__(
+        self,
+        source: onnx.ModelProto,
+        batches: Sequence[Batch],
+        threads: int,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._threads, self._varying = threads, varying_outputs(source)
+        self._reference: list[Batch] = []
+        room = KEPT_BYTES
+        for answers in outputs_of(source, batches, threads):
+            room -= sum(value.nbytes for value in answers.values())
+            if self._reference and room < 0:
+                break
+            self._reference.append(answers)
+        self._batches = batches[: len(self._reference)]
+        if len(self._batches) < len(batches):
+            tell(
+                f"The answers to all {_samples(batches)} samples are too large to be held: quantized graphs are judged "
+                f"on the first {self.samples}."
+            )
+
+    @property
+    def samples(self) -> int:
+        """How many samples graphs are compared on."""
+        return _samples(self._batches)
 
     def answers(self, model: onnx.ModelProto, simulated: bool = False) -> Answers:
         """`simulated`: in float with rounding, as written; else with the kernels of this machine."""
-        outputs = run_graph(model, self._batches, self._threads, optimize=not simulated)
-        changed, samples = 0, 0
+        outputs = outputs_of(model, self._batches, self._threads, optimize=not simulated)
+        comparison, changed, samples = Comparison(self._varying), 0, 0
         for wanted, got in zip(self._reference, outputs, strict=True):
+            comparison.add(wanted, got)
             scores = next(iter(wanted.values()))
             others = next(iter(got.values()))
-            if len(wanted) == 1 and scores.ndim == 2 and scores.shape[1] > 1 and others.shape == scores.shape:
+            classes = scores.dtype.kind == "f" and scores.ndim == 2 and scores.shape[1] > 1
+            if len(wanted) == 1 and classes and others.shape == scores.shape:
                 samples += len(scores)
                 changed += int((scores.argmax(1) != others.argmax(1)).sum())
         try:
-            difference = compare_outputs(self._reference, outputs, varying=self._varying)
+            difference = comparison.difference()
         except ValueError:  # numbers that are not finite, or nothing that can be compared
             difference = NO_ANSWER
+        if difference.whole:
+            return Answers(difference, difference.changed, difference.whole)
         return Answers(difference, changed / samples if samples else None, samples)
 
     def as_good_as(self, wanted: Answers) -> Callable[[onnx.ModelProto], bool]:
@@ -132,15 +169,17 @@ class Judge:
 
     def on_fewer(self, samples: int) -> Judge:
         """The same comparison on the first batches only, at least so many samples."""
-        count = 0
-        for index, batch in enumerate(self._batches):
-            count += len(next(iter(batch.values())))
-            if count >= samples:
+        for index in range(len(self._batches)):
+            if _samples(self._batches[: index + 1]) >= samples:
                 fewer = object.__new__(Judge)
                 fewer._batches, fewer._threads = self._batches[: index + 1], self._threads
                 fewer._reference, fewer._varying = self._reference[: index + 1], self._varying
                 return fewer
         return self
+
+
+def _samples(batches: Sequence[Batch]) -> int:
+    return sum(len(next(iter(batch.values()))) for batch in batches)
 
 
 def search(

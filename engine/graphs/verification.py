@@ -6,16 +6,16 @@ of ONNX Runtime's fusions, the one that is timed in the end.
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 
+from .comparison import Comparison, Difference
 from .onnx_graph import Graph, reads
 from .sessions import open_session, rewritten
 
@@ -26,34 +26,6 @@ INTEGER_KERNELS = {
     "MatMulNBits",
 }  # fmt: skip
 """Operators ONNX Runtime computes in integers, by the names they have after its fusions."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """How far outputs are from their reference. Over all outputs: the worst of each."""
-
-    maximum: float
-    """Largest absolute difference."""
-    relative: float
-    """Largest absolute difference over the largest absolute value of that output."""
-    cosine: float
-    """Cosine of the angle between the two, over everything in an output."""
-    sqnr_db: float
-    """Signal to quantization noise ratio, decibels."""
-    left_out: tuple[str, ...] = ()
-    """Outputs that were not compared, because how long they are depends on the data."""
-    cut: tuple[str, ...] = ()
-    """Outputs of that kind of which only the part that both have was compared, for want of others."""
-
-    @property
-    def note(self) -> str:
-        """What the figures do not cover, as a sentence, or ""."""
-        if self.left_out:
-            return f"Not compared, because their length depends on the data: {', '.join(self.left_out)}."
-        if self.cut:
-            return f"Compared as far as both reach, because their length depends on the data: {', '.join(self.cut)}."
-        return ""
-
 
 SHAPED_BY_DATA = {
     "NonZero", "NonMaxSuppression", "Unique", "Compress", "Range", "If", "Loop", "SequenceConstruct", "SplitToSequence",
@@ -66,13 +38,19 @@ def run_graph(
     model: onnx.ModelProto | Path, batches: Iterable[Mapping[str, np.ndarray]], threads: int = 0, optimize: bool = True
 ) -> list[dict[str, np.ndarray]]:
     """The outputs of each batch on ONNX Runtime's CPU provider."""
+    return list(outputs_of(model, batches, threads, optimize))
+
+
+def outputs_of(
+    model: onnx.ModelProto | Path, batches: Iterable[Mapping[str, np.ndarray]], threads: int = 0, optimize: bool = True
+) -> Iterator[dict[str, np.ndarray]]:
+    """The same one batch after the other, where all outputs together may be too large to be held."""
     session = cpu_session(model, threads, optimize)
     names = [value.name for value in session.get_outputs()]
     wanted = {value.name for value in session.get_inputs()}
-    return [
-        dict(zip(names, session.run(names, {key: value for key, value in batch.items() if key in wanted}), strict=True))
-        for batch in batches
-    ]
+    for batch in batches:
+        feed = {key: value for key, value in batch.items() if key in wanted}
+        yield dict(zip(names, session.run(names, feed), strict=True))
 
 
 def cpu_session(model: onnx.ModelProto | Path, threads: int = 0, optimize: bool = True) -> onnxruntime.InferenceSession:
@@ -118,8 +96,8 @@ def compare_graphs(
     optimize: bool = True,
 ) -> Difference:
     """How far one graph's answers are from the source's; the source is always run optimised. Raises ValueError."""
-    reference = run_graph(source, batches, threads)
-    return compare_outputs(reference, run_graph(made, batches, threads, optimize), varying=varying_outputs(source))
+    reference = outputs_of(source, batches, threads)
+    return compare_outputs(reference, outputs_of(made, batches, threads, optimize), varying=varying_outputs(source))
 
 
 def compare_outputs(
@@ -128,68 +106,11 @@ def compare_outputs(
     *,
     varying: Collection[str] = (),
 ) -> Difference:
-    """Compare batch by batch, output by output (those with numbers that are not whole). Shapes must agree.
-
-    Outputs in `varying` may differ in shape: then they are left out, or, if none else is there to compare, cut to the
-    part that both have. Places where the reference is not finite (a mask of −inf) must be the same in both, and are
-    left out. Raises ValueError when shapes differ, a number is finite on one side only, or nothing can be compared.
-    """
-    pairs = list(zip(reference, outputs, strict=True))
-    floats = [name for name, value in pairs[0][0].items() if value.dtype.kind in "fV"] if pairs else []
-    differing = [name for name in floats if name in varying and any(a[name].shape != b[name].shape for a, b in pairs)]
-    compared = [name for name in floats if name not in differing]
-    left_out: tuple[str, ...] = tuple(differing)
-    cut: tuple[str, ...] = ()
-    if differing and not compared:
-        compared, left_out, cut = differing, (), tuple(differing)
-        if all(_common(a[name], b[name])[0].size == 0 for a, b in pairs for name in cut):
-            raise ValueError(
-                f"there is nothing to compare: how long {', '.join(cut)} is depends on the data, and the two graphs "
-                "have no part of it in common (end the graph before it selects results, as NonMaxSuppression does)"
-            )
-    worst = Difference(0.0, 0.0, 1.0, float("inf"), left_out, cut)
-    signal: dict[str, list[np.ndarray]] = {}
-    for expected, got in pairs:
-        for name in compared:
-            wanted, given = expected[name], got[name]
-            if name in cut:
-                wanted, given = _common(wanted, given)
-            if given.shape != wanted.shape:
-                raise ValueError(f"output {name} has shape {given.shape} and not {wanted.shape}")
-            finite = np.isfinite(wanted)
-            if not np.array_equal(finite, np.isfinite(given)):
-                raise ValueError(f"output {name} has values that are not finite")
-            signal.setdefault(name, []).append(
-                np.stack([wanted[finite].astype(np.float64).ravel(), given[finite].astype(np.float64).ravel()])
-            )
-    for parts in signal.values():
-        wanted, given = np.concatenate(parts, axis=1)
-        if not wanted.size:
-            continue
-        error = wanted - given
-        peak = float(np.abs(error).max())
-        power, noise = float(wanted @ wanted), float(error @ error)
-        norms = np.sqrt(power * float(given @ given))
-        cosine = float(wanted @ given) / norms if norms else 1.0 if power == noise == 0 else 0.0
-        sqnr = 10 * np.log10(power / noise) if noise and power else float("inf") if not noise else float("-inf")
-        largest = max(float(np.abs(wanted).max()), 1e-30)
-        worst = Difference(
-            max(worst.maximum, peak),
-            max(worst.relative, peak / largest),
-            min(worst.cosine, float(cosine)),
-            min(worst.sqnr_db, float(sqnr)),
-            left_out,
-            cut,
-        )
-    return worst
-
-
-def _common(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The parts of two arrays that both have; nothing of arrays with different numbers of axes."""
-    if first.ndim != second.ndim:
-        return first.reshape(-1)[:0], second.reshape(-1)[:0]
-    part = tuple(slice(min(sizes)) for sizes in zip(first.shape, second.shape, strict=True))
-    return first[part], second[part]
+    """Compare batch by batch, output by output; see `Comparison`. Raises ValueError where nothing can be compared."""
+    comparison = Comparison(varying)
+    for expected, got in zip(reference, outputs, strict=True):
+        comparison.add(expected, got)
+    return comparison.difference()
 
 
 def executed_graph(model: onnx.ModelProto | Path) -> onnx.GraphProto:

@@ -89,9 +89,9 @@ class Agreement:
 
 
 def answers(output: np.ndarray) -> np.ndarray | None:
-    """The answers in an output, or None when it has no class axis. A score that is no number gives -1."""
+    """The answers in an output, or None when it has no class axis or no samples. A score that is no number gives -1."""
     if output.dtype.kind in "iub":
-        return output
+        return output if output.ndim else None
     if output.dtype.kind != "f" or output.ndim < 2:
         return None
     axis = output.ndim - 1 if output.ndim == 3 else 1

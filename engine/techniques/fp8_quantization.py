@@ -196,16 +196,18 @@ def _calibration(job: JobContext, parameters: QuantizeFp8) -> tuple[list[dict[st
     model = job.model
     size = model.fixed_batch or min(16, parameters.samples)
     if model.has_calibration_data:
-        return list(model.calibration_batches(batch_size=size, limit=max(parameters.samples, size))), False
+        batches = list(model.calibration_batches(batch_size=size, limit=max(parameters.samples, size)))
+        if batches:  # none: fewer samples than a fixed batch takes
+            return batches, False
     if not parameters.synthetic:
         raise Refusal(
-            "FP8 needs data to calibrate on: add calibration_data() to the model file "
+            "FP8 needs data to calibrate on, at least one whole batch: add calibration_data() to the model file "
             '(or calibration_data = "calib.npz" for an .onnx), or set synthetic = true.'
         )
     return [model.example(size, seed=seed) for seed in range(max(1, min(parameters.samples, 128) // size))], True
 
 
-def _compare(job: JobContext, source: LoadedVariant, result: Any) -> dict[str, float]:
+def _compare(job: JobContext, source: LoadedVariant, result: Any) -> dict[str, float | str]:
     """Distance from the source's answers on a few inputs.
 
     ONNX Runtime runs the pairs one by one: its optimiser, made for integers, drops a ReLU between FP32 and FP8 (1.32).
@@ -218,4 +220,4 @@ def _compare(job: JobContext, source: LoadedVariant, result: Any) -> dict[str, f
         found = compare_graphs(source.path, result, batches, threads, optimize=False)
     except ValueError as error:
         raise Refusal(f"The quantized graph's answers cannot be set beside the source's: {error}.") from None
-    return {"cosine": round(found.cosine, 6), "sqnr_db": round(min(found.sqnr_db, 200.0), 2)}
+    return found.figures

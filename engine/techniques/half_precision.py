@@ -176,8 +176,5 @@ def _check(
         found = compare_outputs(reference, outputs, varying=varying_outputs(source.path))
     except ValueError as error:
         return {}, str(error)
-    figures: dict[str, Any] = {"cosine": round(found.cosine, 6), "sqnr_db": round(min(found.sqnr_db, 200.0), 2)}
-    figures |= {"not_compared": found.note} if found.note else {}
-    if found.relative > tolerance:
-        return figures, f"outputs differ by {found.relative:.2%} of the largest one (accepted: {tolerance:.2%})"
-    return figures, ""
+    apart = found.beyond(tolerance, one_may_change=True)
+    return found.figures, f"outputs {apart}" if apart else ""

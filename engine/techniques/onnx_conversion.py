@@ -115,11 +115,10 @@ def _check(model: Model, module: Any, path: Any, sizes: tuple[int, ...], toleran
             raise Refusal(
                 f"The exported graph does not answer as PyTorch does at batch size {size}: {error}."
             ) from None
-        if found.relative > tolerance:
+        if apart := found.beyond(tolerance):
             raise Refusal(
-                f"The exported graph does not give PyTorch's answers: at batch size {size} they differ by up to "
-                f"{found.maximum:.3g}, which is {found.relative:.2%} of the largest output "
-                f"(accepted: {tolerance:.2%}). Is the module random, or does its control flow depend on its input?"
+                f"The exported graph does not give PyTorch's answers: at batch size {size} they {apart}. "
+                "Is the module random, or does its control flow depend on its input?"
             )
         largest = max(largest, found.maximum)
     return largest

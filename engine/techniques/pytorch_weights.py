@@ -97,8 +97,7 @@ def quantize_pytorch(
         "quantized_weight_share": round(result.share, 4),
         "weight_bits": 4 if kind == "int4-weights" else 8,
         "kind": kind,
-        "cosine": round(found.cosine, 6),
-        "sqnr_db": round(min(found.sqnr_db, 200.0), 2),
+        **found.figures,
     }
     summary = f"{len(result.touched)} layers quantized in PyTorch ({kind}), {result.share:.0%} of the weights"
     if result.left:

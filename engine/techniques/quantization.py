@@ -295,7 +295,9 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
     refuse_too_little(source, prepared, result)
     if parameters.search == "never":
         return [_static_variant(source, parameters, job, target, result, figures, None, (), "")]
-    judge, seconds = Judge(prepared, batches, job.spec.threads), 60 * parameters.search_minutes
+    judge, seconds = Judge(prepared, batches, job.spec.threads, job.log), 60 * parameters.search_minutes
+    if judge.samples < figures["calibration_samples"]:
+        figures["judged_samples"] = judge.samples
     if parameters.search == "always" or not judge.answers(result.model).within(job.spec.limit):
         quantizer, tried = settle(
             prepared, batches, settings, judge, lambda share, what: steps.at(1.5 + 2.5 * share, what), seconds

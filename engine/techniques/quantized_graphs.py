@@ -50,11 +50,7 @@ def compare_with_source(job: JobContext, source: Any, quantized: Any) -> dict[st
         found = compare_graphs(source, quantized, batches)
     except ValueError as error:
         raise Refusal(f"The quantized graph's answers cannot be set beside the source's: {error}.") from None
-    figures: dict[str, float | str] = {
-        "cosine": round(found.cosine, 6),
-        "sqnr_db": round(min(found.sqnr_db, 200.0), 2),
-    }
-    return figures | {"not_compared": found.note} if found.note else figures
+    return found.figures
 
 
 def refuse_quantized(prepared: Any, source: LoadedVariant) -> None:

@@ -122,13 +122,21 @@ def quantize_int4(source: LoadedVariant, parameters: QuantizeInt4, job: JobConte
         def watch(share: float, what: str, index: int = index, method: str = method) -> None:
             job.progress(1 + 8 * (index + 0.9 * share) / len(methods), 10, f"{method}: {what}")
 
-        chosen = choose_blocks(
-            plan, method, parameters.block_size, symmetric, learn, judge, job.spec.threads or 0, watch
-        )
+        try:
+            chosen = choose_blocks(
+                plan, method, parameters.block_size, symmetric, learn, judge, job.spec.threads or 0, watch
+            )
+        except ValueError as error:  # from GPTQ alone, which looks at data
+            if parameters.method == "gptq":
+                raise Refusal(
+                    f'GPTQ cannot be used: {error}. Leave such samples out, or choose method = "least-error".'
+                ) from None
+            job.log(f"{method} is left out: {error}.")
+            continue
         written = write_int4(plan, chosen, form, parameters.block_size, symmetric, parameters.compute, method != "rtn")
         tried[method] = (written, _distance(source, written.model, judge, job.spec.threads or 0))
         job.log(f"{method}: {tried[method][1].sqnr_db:.2f} dB between the answers and their error")
-    best = max(methods, key=lambda name: tried[name][1].sqnr_db)
+    best = max(tried, key=lambda name: tried[name][1].sqnr_db)
     written, distance = tried[best]
     result = written.model
     if target.float_type == "float16":
@@ -139,16 +147,16 @@ def quantize_int4(source: LoadedVariant, parameters: QuantizeInt4, job: JobConte
         distance = _distance(source, result, judge, job.spec.threads or 0)
     files = save_graph(result, job.work / "model.onnx")
     size = sum(path.stat().st_size for path in files) / source.record.size_bytes if source.record.size_bytes else None
+    seen = judge if learn is judge else [*learn, *judge]
     figures: dict[str, Any] = {
         "quantized_weight_share": round(written.share, 4),
         "weight_bits": 4,
         "block_size": parameters.block_size,
         "method": best,
         "form": form,
-        "calibration_samples": sum(len(next(iter(batch.values()))) for batch in (*learn, *judge)) if real else 0,
+        "calibration_samples": sum(len(next(iter(batch.values()))) for batch in seen) if real else 0,
         "size_share": None if size is None else round(size, 4),
-        "cosine": round(distance.cosine, 6),
-        "sqnr_db": round(min(distance.sqnr_db, 200.0), 2),
+        **distance.figures,
     }
     figures |= {f"sqnr_db_{name}": round(min(found.sqnr_db, 200.0), 2) for name, (_, found) in tried.items()}
     pinned = {"method": best, "symmetric": symmetric, "form": form}
@@ -206,13 +214,17 @@ def _planned(source: LoadedVariant, parameters: QuantizeInt4, form: Literal["mat
 
 
 def _data(job: JobContext, parameters: QuantizeInt4) -> tuple[list[Any], list[Any], bool]:
-    """(batches to learn from, batches to judge by, whether they are real calibration data)."""
-    model = job.model
-    if not model.has_calibration_data:
+    """(batches to learn from, batches to judge by, whether they are real calibration data).
+
+    With a single batch it is both, the same list.
+    """
+    model, batches = job.model, []
+    if model.has_calibration_data:
+        size = model.fixed_batch or min(16, parameters.samples)
+        batches = list(model.calibration_batches(batch_size=size, limit=max(parameters.samples, size)))
+    if not batches:  # fewer samples than a fixed batch takes, too
         made_up = [model.example(model.fixed_batch or MADE_UP_BATCH, seed=seed) for seed in (1, 2)]
         return [], made_up, False
-    size = model.fixed_batch or min(16, parameters.samples)
-    batches = list(model.calibration_batches(batch_size=size, limit=max(parameters.samples, size)))
     judge = batches[::HELD_OUT]
     return [batch for index, batch in enumerate(batches) if index % HELD_OUT] or judge, judge, True
 
@@ -220,7 +232,10 @@ def _data(job: JobContext, parameters: QuantizeInt4) -> tuple[list[Any], list[An
 def _methods(parameters: QuantizeInt4, real: bool) -> tuple[Literal["rtn", "least-error", "gptq"], ...]:
     if parameters.method != "auto":
         if parameters.method == "gptq" and not real:
-            raise Refusal('GPTQ needs data to calibrate on: add calibration_data(), or choose method = "least-error".')
+            raise Refusal(
+                "GPTQ needs data to calibrate on, at least one whole batch: add calibration_data(), or choose "
+                'method = "least-error".'
+            )
         return (parameters.method,)
     return ("rtn", "least-error", "gptq") if real else ("rtn", "least-error")
 

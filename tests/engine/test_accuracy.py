@@ -258,6 +258,13 @@ def test_single_numbers_change_when_they_move_by_a_twentieth_of_their_spread() -
     assert agreement.changed().value == 0.25
 
 
+def test_an_integer_that_is_no_samples_own_is_passed_over() -> None:
+    count, scores = np.array(3), np.eye(4, dtype=np.float32)
+    agreement = Agreement()
+    agreement.add({"count": count, "y": scores}, {"count": count, "y": scores[[0, 1, 2, 2]]})
+    assert agreement.changed().value == 0.25
+
+
 def test_equal_outputs_have_the_highest_ratio_and_cosine_1() -> None:
     agreement = Agreement()
     agreement.add({"y": np.ones((3, 4), np.float32)}, {"y": np.ones((3, 4), np.float32)})

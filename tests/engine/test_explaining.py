@@ -131,6 +131,19 @@ def test_weights_that_saturate_are_named_where_seven_bits_would_be_nearer(
     assert "saturate" not in explain(tmp_path, after, before, processor=VNNI).cause
 
 
+def test_answers_that_cannot_be_compared_are_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def differs(*_: object) -> float:
+        raise ValueError("output y has values that are not finite")
+
+    monkeypatch.setattr(explaining, "kernel_cosine", differs)
+    plain, quantized = chain(), chain("uint8", full_range=True)
+    before = graph_variant(tmp_path, "plain", plain.model(last(plain)))
+    after = graph_variant(tmp_path, "int8", quantized.model(last(quantized)), before)
+    found = explain(tmp_path, after, before, processor=NO_VNNI)
+    assert any("could not be found: output y has values that are not finite." in note for note in found.notes)
+    assert found.speedup.ratio > 0
+
+
 def test_one_float_operator_that_dominates_is_named(tmp_path: Path) -> None:
     def with_erfs(maker: GraphMaker) -> str:
         value = last(maker)

@@ -116,6 +116,17 @@ def test_calibration_sees_every_batch_and_skips_what_is_not_finite():
     assert calibrator.means([]) == {}
 
 
+def test_means_and_peaks_leave_out_what_is_not_finite():
+    model = scaled_identity()
+    Graph(model).sort()
+    batches = [{"x": np.array([[1, -5], [3, np.nan]], np.float32)}, {"x": np.array([[np.inf, 2]], np.float32)}]
+    calibrator = Calibrator(model, lambda: batches)
+    assert calibrator.means(["h"])["h"].tolist() == [4.0, -3.0]
+    assert calibrator.peaks(["h"])["h"].tolist() == [6.0, 10.0]
+    batches[0]["x"][:, 1] = batches[1]["x"][:, 1] = np.nan
+    assert calibrator.means(["h"]) == {}, "nothing is known of the second channel"
+
+
 def test_large_weights_go_beside_the_graph(tmp_path, monkeypatch):
     monkeypatch.setattr("engine.graphs.onnx_graph.EXTERNAL_DATA_BYTES", 100)
     model = scaled_identity()

@@ -56,6 +56,44 @@ def test_nodes_are_called_after_their_layers_and_weights_are_stored_once(tmp_pat
     assert sum(list(tensor.dims) == [8, 8] for tensor in model.graph.initializer) == 1
 
 
+BUFFER_NAMED_AS = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("{name}", torch.randn(4))
+        self.layer = nn.Linear(4, 4)
+    def forward(self, x, mask):
+        return self.layer((x - self.{name})) - x.mean(1, keepdim=True) * mask
+"""
+
+WEIGHTS_IN_BRANCHES = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+    def forward(self, x, mask):
+        return mask + torch.cond(x.sum() > 0, lambda x: self.first(x), lambda x: self.second(x), (x,))
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        (BUFFER_NAMED_AS.format(name="mean"), {"layer.weight", "layer.bias", "module.mean"}),
+        (BUFFER_NAMED_AS.format(name="mask"), {"layer.weight", "layer.bias", "module.mask"}),
+        (WEIGHTS_IN_BRANCHES, {"first.weight", "first.bias", "second.weight", "second.bias"}),
+    ],
+    ids=["of a value", "of an input", "in branches"],
+)
+def test_weights_keep_their_names_where_nothing_else_has_them(tmp_path, body, names):
+    baseline = open_python(tmp_path, body, "(torch.randn(batch_size, 4), torch.randn(batch_size, 4))")
+    exported = apply(baseline, "export-onnx", tmp_path)
+    assert exported.record.changed.figures["exporter"] == "torch.export"
+    assert names <= {tensor.name for tensor in onnx.load(exported.path).graph.initializer}
+    assert_same_answers(baseline, exported)
+
+
 def test_dictionaries_in_and_nested_outputs_keep_their_names(tmp_path):
     body = """
     class Net(nn.Module):
@@ -104,6 +142,17 @@ def test_a_module_that_rolls_dice_is_refused(tmp_path):
     """
     baseline = open_python(tmp_path, body, "torch.randn(batch_size, 4)")
     with pytest.raises(Refusal, match=r"does not give PyTorch's answers: at batch size 2"):
+        apply(baseline, "export-onnx", tmp_path)
+
+
+def test_a_graph_that_answers_in_other_classes_than_pytorch_is_refused(tmp_path):
+    body = """
+    class Net(nn.Module):
+        def forward(self, x):
+            return (x + 100 * torch.rand_like(x)).argmax(1)
+    """
+    baseline = open_python(tmp_path, body, "torch.randn(batch_size, 50)")
+    with pytest.raises(Refusal, match=r"PyTorch's answers: at batch size 2 they differ in .* of the whole numbers"):
         apply(baseline, "export-onnx", tmp_path)
 
 

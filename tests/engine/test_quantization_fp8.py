@@ -201,3 +201,12 @@ def test_tensorrt_builds_an_engine_for_ada_from_it(sources, tmp_path, technique)
     plan = builder.build_serialized_network(network, config)
     assert plan is not None, messages
     assert plan.nbytes > 10_000
+
+
+def test_too_little_data_for_one_batch_is_told_and_not_called_never_finite(sources, tmp_path, monkeypatch):
+    source = sources["convolutions"]
+    monkeypatch.setattr(source.model, "calibration_batches", lambda batch_size, limit: iter(()))
+    with pytest.raises(Refusal, match="at least one whole batch"):
+        apply(source, "quantize-fp8", tmp_path, target="tensorrt")
+    made = apply(source, "quantize-fp8", tmp_path, target="tensorrt", synthetic=True)
+    assert made.record.changed.figures["synthetic_calibration"]

@@ -21,6 +21,7 @@ from technique_jobs import (
 from engine.graphs.four_bits import Blocks, compensated, least_error, output_error, rounded
 from engine.graphs.onnx_graph import load_graph
 from engine.graphs.verification import run_graph
+from engine.protocol import Logged
 from engine.techniques import Refusal, find_technique, parse_parameters
 
 WIDE = """
@@ -259,3 +260,48 @@ def test_what_is_quantized_already_is_refused(transformer, tmp_path):
         parse_parameters("quantize-int4", {"block_size": "48"})
     assert parse_parameters("quantize-int4", {"block_size": "32"}).block_size == 32
     assert "faster for few rows only" in find_technique("quantize-int4").expectation
+
+
+def test_too_little_data_for_one_batch_is_no_data(transformer, tmp_path, monkeypatch):
+    monkeypatch.setattr(transformer.model, "calibration_batches", lambda batch_size, limit: iter(()))
+    figures = apply(transformer, "quantize-int4", tmp_path).record.changed.figures
+    assert figures["calibration_samples"] == 0
+    assert "sqnr_db_gptq" not in figures
+    assert figures["sqnr_db"] < 60, "the answers were compared on example inputs"
+    with pytest.raises(Refusal, match="at least one whole batch"):
+        apply(transformer, "quantize-int4", tmp_path, method="gptq")
+
+
+PRODUCTS = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(64, 128)
+        self.second = nn.Linear(128, 64)
+    def forward(self, x):
+        return self.second(torch.relu(self.first(x)))
+"""
+
+
+def test_samples_that_are_learned_from_and_judged_by_count_once(tmp_path, monkeypatch):
+    source = apply(open_python(tmp_path, PRODUCTS, "torch.randn(batch_size, 64)"), "export-onnx", tmp_path)
+    batches = list(source.model.calibration_batches(batch_size=16, limit=64))
+    for count in (1, 4):
+        monkeypatch.setattr(
+            source.model, "calibration_batches", lambda batch_size, limit, count=count: iter(batches[:count])
+        )
+        figures = apply(source, "quantize-int4", tmp_path, method="rtn").record.changed.figures
+        assert figures["calibration_samples"] == 16 * count
+
+
+def test_gptq_is_left_out_or_refused_where_calibration_data_is_not_finite(tmp_path, monkeypatch):
+    source = apply(open_python(tmp_path, PRODUCTS, "torch.randn(batch_size, 64)"), "export-onnx", tmp_path)
+    real = list(source.model.calibration_batches(batch_size=16, limit=64))
+    real[1]["x"][3, 5] = np.nan
+    monkeypatch.setattr(source.model, "calibration_batches", lambda batch_size, limit: iter(real))
+    run = run_technique(source, "quantize-int4", tmp_path)
+    assert "sqnr_db_gptq" not in run.variants[0].record.changed.figures
+    logged = [message.text for message in run.messages if isinstance(message, Logged)]
+    assert "gptq is left out: the inputs of first/Gemm are not all finite on the calibration data." in logged
+    with pytest.raises(Refusal, match="GPTQ cannot be used: the inputs of first/Gemm"):
+        apply(source, "quantize-int4", tmp_path, method="gptq")

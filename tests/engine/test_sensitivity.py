@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from technique_jobs import CONVOLUTIONAL, IMAGE, apply, cosine, open_python, run_technique
 
+from engine.graphs.comparison import Difference
 from engine.graphs.sensitivity import LEAST_COSINE, Answers, Judge, _noises, node_times
-from engine.graphs.verification import Difference
 from engine.protocol import Logged
 
 pytestmark = pytest.mark.usefixtures("no_choice_by_chance")

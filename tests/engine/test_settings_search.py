@@ -80,6 +80,19 @@ def test_a_value_with_another_reader_is_not_equalised():
     assert passages(Graph(graph(nodes, constants, shape))) == []
 
 
+def test_a_product_with_a_stack_of_matrices_is_not_divided():
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["a"], "first"),
+        helper.make_node("Relu", ["a"], ["b"], "relu"),
+        helper.make_node("MatMul", ["b", "w2"], ["y"], "second"),
+    ]
+    source = graph(nodes, {"w1": weights(2, 5, 5), "w2": weights(5, 3)}, (2, 4, 5))
+    equal, done = equalise(source, {"b": np.geomspace(0.1, 10, 5)}, 0.5)
+    assert done == []
+    batches = [{"x": weights(2, 4, 5)}]
+    assert compare_outputs(run_graph(source, batches), run_graph(equal, batches)).relative < 1e-5
+
+
 def test_the_range_of_least_error_clips_a_lone_outlier_and_keeps_a_full_range():
     counts = np.zeros(BINS, dtype=np.int64)
     counts[:20] = 1_000_000
@@ -120,6 +133,19 @@ def test_measured_biases_bring_every_layer_to_its_mean(tmp_path):
     assert worst_mean(replace(coarse, measured_correction=True)) < 0.1 * worst_mean(
         replace(coarse, bias_correction=False)
     )
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_calibration_value_that_is_not_finite_ruins_no_bias(measured):
+    nodes, constants, shape = GROUPED
+    source = graph(nodes, constants, shape)
+    batches = [{"x": weights(*shape)} for _ in range(3)]
+    inputs = [{"x": batch["x"].copy()} for batch in batches]
+    batches[1]["x"][1, 0, 3, 3] = np.nan
+    settings = Settings(threads=1, bias_correction=True, measured_correction=measured)
+    made = Quantizer(source, lambda: batches, settings).quantize()
+    assert len(made.touched) == 2
+    assert compare_outputs(run_graph(source, inputs), run_graph(made.model, inputs)).cosine > 0.99
 
 
 def test_equalising_helps_where_channels_differ(uneven, tmp_path):
