@@ -6,6 +6,7 @@ class counts as the same for variants and accuracy, because the arithmetic is; t
 """
 
 import contextlib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -87,6 +88,31 @@ def moved(
     if not same_class(features, processor):
         there = in_words(with_features(features, processor))
         return f"The recipe recorded its figures on {there}; this is {here}: speed and accuracy are others here."
+    return None
+
+
+def another_baseline(measured: Accuracy | None, recorded: dict[str, Any]) -> str | None:
+    """The notice when the baseline is not as accurate as it was where the recipe was recorded; None when it may be it.
+
+    Beyond what sampling explains: more than four standard errors of the difference between two independent samples.
+    """
+    if measured is None or {measured.kind, recorded.get("accuracy_kind")} != {"accuracy"}:
+        return None
+    try:
+        there = float(recorded["accuracy"]) + float(recorded["accuracy_drop"])
+        samples = max(int(recorded["accuracy_samples"]), 1)
+    except (KeyError, TypeError, ValueError, OverflowError):  # written by hand
+        return None
+    # One more right and one more wrong answer each: without them a baseline that is always right had no error at all.
+    right = measured.value * measured.samples + there * samples + 2
+    share = right / (measured.samples + samples + 4)
+    error = math.sqrt(share * max(1 - share, 0) * (1 / max(measured.samples, 1) + 1 / samples))
+    if abs(measured.value - there) > 4 * error:
+        return (
+            f"The baseline's accuracy is {measured.value * 100:.2f} % on {measured.samples} samples here; where the "
+            f"recipe was recorded it was {there * 100:.2f} % on {samples}: the model or its data is another one (are "
+            "the files there that the model file reads?)."
+        )
     return None
 
 

@@ -41,6 +41,7 @@ from ..techniques import Refusal, find_technique, parse_parameters, why_unavaila
 from .files import RecipeStep
 from .loads import known_tests, read_load, search_key
 from .reuse import (
+    another_baseline,
     explained_against,
     has_accuracy,
     known_explanation,
@@ -280,13 +281,20 @@ class Steps:
 
     async def run(self) -> None:
         """Do every step. A step's failure is recorded on it and never raised."""
+        doubt = self._doubt()
         for number, step in enumerate(self.plan.steps):
-            self.runner.set_step(self.id, number, status="running")
+            self.runner.set_step(self.id, number, status="running", notice=doubt if number == 0 else None)
             do = self._technique if step.kind == "technique" else self._measurement
             try:
                 await do(number, step)
             except (SessionError, Refusal) as error:
                 self._end(number, step, "failed", str(error))
+
+    def _doubt(self) -> str | None:
+        """Why this may be another model than the one that the recipe was recorded with, as a sentence."""
+        recorded = next((step.recorded for step in self.plan.steps if step.recorded), {})
+        figures = figures_of(self.good, self.session.measurements.values(), self.session.options)
+        return another_baseline(figures.accuracy, recorded)
 
     def _end(self, number: int, step: RecipeStep, status: StepStatus, reason: str | None = None, **facts: Any) -> None:
         if status != "succeeded":
@@ -335,7 +343,8 @@ class Steps:
                 notice = moved(
                     session.variants.values(), source, step.word, complete, step.recorded or {}, hardware.processor
                 )
-                self.runner.set_step(self.id, number, notice=notice)
+                known = self.session.runs[self.id].steps[number].notice
+                self.runner.set_step(self.id, number, notice=" ".join(filter(None, (known, notice))) or None)
             request = JobRequest(
                 task=RunTechnique(technique=step.word, parameters=complete, source=source.id, target=target.name),
                 title=f"{chosen.title} of {source.name}",

@@ -368,3 +368,17 @@ async def test_a_made_variant_whose_job_never_ended_is_made_again(bench):
     bench.session.put_job(msgspec.structs.replace(bench.session.jobs[left.job], state=failed("x", "engine-stopped")))
     run = await bench.apply("export-onnx")
     assert run.steps[0].variants != (left.id,)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "samples", "told"), [(0.75, 640, True), (0.918, 640, False), (0.90, 100, False), (1.0, 10_000, True)]
+)
+async def test_a_baseline_of_another_accuracy_than_the_recipe_recorded_is_told(bench, accuracy, samples, told):
+    recorded = f"[steps.recorded]\naccuracy_kind = 'accuracy'\naccuracy = {accuracy - 0.01}\naccuracy_drop = 0.01\n"
+    run = await bench.recipe(CHAIN + recorded + f"accuracy_samples = {samples}\n")
+    (notice, *others) = [step.notice for step in run.steps]
+    assert others == [None]
+    assert (notice is not None) is told
+    if told:
+        assert f"92.00 % on 10000 samples here; where the recipe was recorded it was {accuracy * 100:.2f} %" in notice
+        assert "another one" in notice
