@@ -23,6 +23,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import msgspec
+
 from .context import JobCancelled, JobContext, LoadedVariant, VariantFiles
 from .protocol import (
     FRAME_HEADER,
@@ -127,6 +129,11 @@ def _perform(spec: JobSpec, outbox: Outbox, cancelled: threading.Event, hear: Ca
     from .models import open_model
 
     outbox.send(Progressed(done=0, message="opening the model"))
+    beside = None
+    if isinstance(spec.task, InspectModel) and spec.source.kind != "onnx":  # its weights are the baseline's own files
+        from .models.neighbours import Neighbours
+
+        beside = Neighbours(Path(spec.source.path), Path(spec.session_directory))
     model = open_model(spec.source)
     job = JobContext(spec=spec, model=model, send=outbox.send, _cancelled=cancelled)
     for variant in spec.variants.values():
@@ -135,7 +142,11 @@ def _perform(spec: JobSpec, outbox: Outbox, cancelled: threading.Event, hear: Ca
     job.hear = hear
     job.measure_latency = functools.partial(_measure_latency, job)
     job.measure_accuracy = functools.partial(_measure_accuracy, job)
-    return do_task(spec.task, job, model)
+    finished = do_task(spec.task, job, model)
+    if beside is not None and finished.model is not None:
+        found = msgspec.structs.replace(finished.model, files=beside.found())
+        finished = msgspec.structs.replace(finished, model=found)
+    return finished
 
 
 def _refuse_unchanged(source: LoadedVariant, made: list[VariantFiles]) -> None:

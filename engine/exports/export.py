@@ -1,8 +1,8 @@
 """Write chosen variants to a directory: their files, the results, the report, the recipe and a copy of the model file.
 
-    <to>/<variant>/…        the variant's files, hashes checked on the way
+    <to>/<variant>/…        the variant's files, hashes checked on the way, and a load.py for a PyTorch module
     <to>/results.json  results.csv  report.md  recipe.toml
-    <to>/model/…            the model file (and its data), when they are small enough to carry
+    <to>/model/…            the model file, what it needs beside it, and its data, when they are small enough to carry
 
 Everything is written to a directory beside and put in place at the end, so an export is there whole or not at all.
 Files that exist already are never overwritten unless asked. Blocks (copying, hashing): call it in a thread.
@@ -17,12 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..hardware import read_processor
-from ..protocol import Exported, ModelSource, Variant
+from ..protocol import Exported, ModelInfo, ModelSource, Variant
 from ..safety import UnsafePath, clean_text, file_slug, inside
 from ..session import Session, SessionError
 from ..session.ranking import best_variant
 from ..session.variant_files import COPY_BYTES, describe, sha256_of, sync_directory
 from . import results
+from .loader import LOADER, loader
 from .moving import warning_of
 from .recipe import recipe_for
 from .report import report
@@ -84,19 +85,23 @@ def _notices(session: Session, variants: Sequence[Variant]) -> list[str]:
 
 
 def _fill(session: Session, variants: Sequence[Variant], directory: Path, notices: list[str]) -> None:
-    folders = {"model"}
+    model, data = _copy_model(session, directory / "model", notices)
+    folders, loaders = {"model"}, []
     for variant in variants:
         folder = file_slug(variant.name)
         while folder.lower() in folders:
             folder = f"{folder}-{variant.id}"
         folders.add(folder.lower())
         _copy_variant(session, variant, directory / folder)
-    model, data = _copy_model(session, directory / "model", notices)
+        pickle = variant.files[0].path
+        if pickle.endswith(".pt") and session.model is not None:
+            _write(directory / folder / LOADER, loader(session.model.source, model, pickle))
+            loaders.append(f"{folder}/{LOADER}")
     words = [variant.id for variant in variants]
     for name, format in (("results.json", "json"), ("results.csv", "csv")):
         _write(directory / name, results.render(session, "export", format, variants=words)[0])
     _write(directory / "recipe.toml", recipe_for(session, variants, model=model, data=data))
-    _write(directory / "report.md", report(session, variants, read_processor().name, notices))
+    _write(directory / "report.md", report(session, variants, read_processor().name, notices, loaders))
 
 
 def _copy_variant(session: Session, variant: Variant, to: Path) -> None:
@@ -118,6 +123,8 @@ def _copy_model(session: Session, to: Path, notices: list[str]) -> tuple[str | N
     source, model, data = session.model.source, None, {}
     with contextlib.suppress(OSError):
         model = _carry_model(session, source, to, notices)
+        if model is not None:
+            _carry_neighbours(session.model, to, notices)
     for key, path in (("data", source.data), ("calibration_data", source.calibration_data)):
         with contextlib.suppress(OSError):
             if path is not None and Path(path).stat().st_size <= CARRY_BYTES:
@@ -152,6 +159,27 @@ def _carry_model(session: Session, source: ModelSource, to: Path, notices: list[
     name = path.name if path.name == clean_text(path.name) else file_slug(path.stem) + path.suffix
     _copy(path, to / name)
     return f"model/{name}"
+
+
+def _carry_neighbours(model: ModelInfo, to: Path, notices: list[str]) -> None:
+    """Copy what the model file needs beside it, until that is too big; what is missing is named."""
+    left, room = [], CARRY_BYTES
+    for name in model.files:
+        with contextlib.suppress(OSError, UnsafePath):
+            path, target = Path(model.source.path).parent / name, inside(to, name)
+            size = path.stat().st_size
+            if size <= room:
+                if not target.exists():
+                    _copy(path, target)
+                room -= size
+                continue
+        left.append(clean_text(name, 80))
+    if left:
+        shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+        notices.append(
+            f"The model file needs files beside it that were not carried along ({shown}: gone or too big). Put them "
+            "into the folder model/, or what is loaded and trained there is another model."
+        )
 
 
 def _put_in_place(beside: Path, place: Path, files: list[str], overwrite: bool) -> None:

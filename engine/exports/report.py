@@ -23,8 +23,17 @@ NAMES_SHOWN = 30
 """Layers listed per technique; the others are counted."""
 
 
-def report(session: Session, variants: Sequence[Variant], machine: str, notices: Sequence[str] = ()) -> str:
-    """The report on these variants. `machine` is where it is written; measurements name their own processors."""
+def report(
+    session: Session,
+    variants: Sequence[Variant],
+    machine: str,
+    notices: Sequence[str] = (),
+    loaders: Sequence[str] = (),
+) -> str:
+    """The report on these variants. `machine` is where it is written; measurements name their own processors.
+
+    `loaders` are the exported files that load a PyTorch module, relative to the report.
+    """
     line = lineage(session, variants)
     shown = [v for v in session.variants.values() if v.parent is None or v in line]
     content = results(session, "export", variants=[variant.id for variant in shown])
@@ -46,6 +55,9 @@ def report(session: Session, variants: Sequence[Variant], machine: str, notices:
         parts += ["## Load tests\n", loads + "\n"]
     parts.append("## Conditions of the measurements\n")
     parts.append(_conditions(session, shown))
+    if loaders:
+        parts.append("## How to load a PyTorch module\n")
+        parts += [_how_to_load(path) for path in loaders]
     parts.append("## How to do it again\n")
     parts.append(_again(session))
     return "\n".join(parts)
@@ -70,6 +82,13 @@ def _how_to_read(limit: float) -> str:
         "Speed-ups are measured in turn with the baseline in one process; the interval is that of the ratio. "
         f"PASS means that the whole 95 % interval of the drop is within {figures.points(limit)} points. "
         f"{figures.UNKNOWN} means not measured.\n"
+    )
+
+
+def _how_to_load(path: str) -> str:
+    return (
+        f"`load_model()` of {markdown_code(path)} gives the module, without Trimtab; "
+        f"{markdown_code(f'trimtab open {path}')} opens it as a model.\n"
     )
 
 

@@ -23,9 +23,13 @@ PASSED_ON = (ModelError, JobCancelled, MemoryError, torch.OutOfMemoryError)
 """Never turned into another sentence: they have one, or the worker says it better."""
 
 
+PRIVATE_NAME = "_trimtab_model_"
+"""What the name of an imported model file begins with."""
+
+
 def module_name(path: Path) -> str:
     """The private module name of this file's present contents."""
-    return f"_trimtab_model_{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    return f"{PRIVATE_NAME}{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
 
 
 def put_folder_first(path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from ..protocol import ModelSource, TensorSpec
 from .datasets import Batch, NpzData, read_npz, rebatched, rows_of, split
-from .importing import in_one_line, put_folder_first
+from .importing import PRIVATE_NAME, in_one_line, put_folder_first
 from .model import Arrays, ModelError, file_sha256
 from .scoring import top_1
 from .tensors import InputStructure
@@ -134,6 +134,10 @@ def _read(path: Path) -> Any:
             return torch.jit.load(path, map_location="cpu")
         return torch.load(path, map_location="cpu", weights_only=False)
     except ModuleNotFoundError as error:
+        if str(error.name).startswith(PRIVATE_NAME):
+            raise ModelError(
+                f"{path.name} was exported from a Python model file: open the load.py beside it instead."
+            ) from error
         raise ModelError(
             f"{path.name} needs the module {error.name!r}: put its source beside the file, or install it."
         ) from error

@@ -57,6 +57,8 @@ class ModelInfo(Record):
     """The kinds of operation in it ("Conv", "MatMul", "LSTM", …), ONNX names."""
     notes: tuple[str, ...] = ()
     """Sentences the user should know about it (it takes one batch size only, its test data is made up)."""
+    files: tuple[str, ...] = ()
+    """What it needs beside it, as far as opening it showed: its own modules, weights, data. Relative to its folder."""
 
 
 # --- variants --------------------------------------------------------------------------------------

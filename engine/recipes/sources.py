@@ -32,9 +32,10 @@ def why_not_this_model(path: Path, trusted: bool) -> None:
     if kind is None:
         raise RecipeError(f"{shown} is no model file: Trimtab opens {', '.join(_KINDS)}.")
     if kind == "pickle" and not trusted:
+        exported = (path.parent / "load.py").is_file()
         raise RecipeError(
             f"{clean_text(path.name, 100)} is a pickled module: loading it runs code from the file. If you trust it, "
-            "open it with --trust."
+            "open it with --trust" + (", or the load.py beside it, if that was exported with it." if exported else ".")
         )
 
 
