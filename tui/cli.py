@@ -66,6 +66,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         status = _complain(str(error), WRONG_USAGE, arguments)
     except KeyboardInterrupt:
         status = 130
+    except BrokenPipeError:  # whoever read standard error has gone; 128 and SIGPIPE, as of any program
+        status = 141
     except Exception as error:
         from engine.client import EngineError
 

@@ -145,9 +145,8 @@ async def export(session: Path, options: argparse.Namespace) -> int:
             assert isinstance(text, Text)
             print_result(text.text)
         else:
-            print(f"Exported to {printable(exported.directory)}:")
-            for name in exported.files:
-                print(f"  {printable(name)}")
+            lines = (f"  {printable(name)}" for name in exported.files)
+            print_result("\n".join([f"Exported to {printable(exported.directory)}:", *lines]))
         return 0
 
 
@@ -167,14 +166,14 @@ async def list_sessions(options: argparse.Namespace) -> int:
             }
             for row in found
         ]
-        print(json.dumps({"schema": "trimtab/ls/1", "sessions": rows}))
+        print_result(json.dumps({"schema": "trimtab/ls/1", "sessions": rows}))
         return 0
     if not found:
         print("No sessions. Open a model: trimtab MODEL", file=sys.stderr)
         return 0
     for row in found:
         state = f"running, {row.running_jobs or 0} job(s)" if row.running else "not running"
-        print(f"{printable(row.directory)}  {printable(row.model or '–')}  {state}")
+        print_result(f"{printable(row.directory)}  {printable(row.model or '–')}  {state}")
     return 0
 
 
@@ -281,8 +280,10 @@ def _format(options: argparse.Namespace) -> Literal["json", "csv", "markdown"]:
 
 
 def print_result(text: str) -> None:
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
-    sys.stdout.flush()
+    """Write to standard output; when its reader has gone (`| head`), there is nobody to tell and nothing has failed."""
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        sys.stdout.flush()
 
 
 def leave(status: int) -> None:

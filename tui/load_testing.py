@@ -125,7 +125,7 @@ async def steer(session: Path, options: argparse.Namespace) -> int:
             said = [f"{name.replace('_', ' ')} {value:g}" for name, value in turned.items()]
             said += [] if paused is None else ["paused" if paused else "resumed"]
             said += ["it ends now, and what was measured is kept"] if options.stop else []
-            print(f"{printable(job.title)}: {', '.join(said)}.")
+            print_result(f"{printable(job.title)}: {', '.join(said)}.")
         return 0
 
 

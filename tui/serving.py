@@ -36,7 +36,7 @@ from engine.protocol import (
     TensorSpec,
 )
 
-from .headless import CANCELLED, attached
+from .headless import CANCELLED, attached, print_result
 from .progress import printable
 from .sessions import UsageError
 
@@ -157,13 +157,12 @@ def _announce(client: EngineClient, job: Job, options: argparse.Namespace) -> No
     url, grpc_url = job.urls[0], next(iter(job.urls[1:]), None)
     if options.json:
         known = {"id": job.variant, "name": name}
-        print(
+        print_result(
             json.dumps({"schema": "trimtab/serve/1", "url": url, "grpc_url": grpc_url, "variant": known, "job": job.id})
         )
     else:
-        print(f"Serving {printable(name)} at {url}" + (f" and {grpc_url}" if grpc_url else ""))
-        print(f"Metrics: {url}/metrics. Try it:\n  {curl_example(url, client.state.model)}")
-    sys.stdout.flush()
+        print_result(f"Serving {printable(name)} at {url}" + (f" and {grpc_url}" if grpc_url else ""))
+        print_result(f"Metrics: {url}/metrics. Try it:\n  {curl_example(url, client.state.model)}")
 
 
 def curl_example(url: str, model: ModelInfo | None) -> str:
