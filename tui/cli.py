@@ -150,6 +150,13 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     asks_about_trimtab = not words and bool({"-h", "--help", "--version"} & set(arguments))
     if not asks_about_trimtab and (not words or words[0] not in COMMANDS):
         arguments = ["open", *arguments]
+    if "apply" in words[:1] and {"-h", "--help"} & set(arguments):
+        from .headless import print_result
+        from .technique_help import technique_help
+
+        if text := technique_help(words[1:]):
+            print_result(text)
+            raise SystemExit(0)
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if options.command == "apply":
@@ -202,7 +209,7 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--model", metavar="PATH", help="use this model file instead of the recipe's")
 
     applies = add("apply", "apply one technique; its parameters follow as --key value", output)
-    applies.add_argument("technique", metavar="TECHNIQUE", help="for example quantize-static")
+    applies.add_argument("technique", metavar="TECHNIQUE", help="trimtab apply TECHNIQUE --help lists its parameters")
     applies.add_argument("--from", dest="source", default="baseline", metavar="VARIANT", help="default: baseline")
     applies.add_argument("--name", metavar="NAME", help="the new variant's name (default: the technique's tag)")
     applies.add_argument("--target", metavar="TARGET", help="this-machine, cpu-vnni, cpu-avx2, cpu-portable, …")

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ..protocol import Changed, Field, Hardware, ModelInfo, TechniqueInfo, Variant
+from ..safety import clean_text
 from ..targets import Target, resolve_target
 
 MODULES = (
@@ -142,20 +143,29 @@ def find_technique(tag: str) -> Technique:
 def parse_parameters(tag: str, raw: dict[str, Any]) -> Parameters:
     """Raw values (from a form, a recipe or the command line) as the technique's struct.
 
-    Raises Refusal with a sentence that names the parameter. Strings are accepted for numbers and booleans
-    (a command line has nothing else).
+    Raises Refusal with a sentence that names the parameter. Strings are accepted for numbers, booleans and lists
+    ("fc,head"): a command line has nothing else.
     """
     chosen = find_technique(tag)
-    known = {field.name for field in fields_of(chosen.parameters)}
+    known = {field.name: field for field in fields_of(chosen.parameters)}
     for name in raw:
         if name not in known:
             raise Refusal(f"{tag} has no parameter {name!r}. It has: {', '.join(sorted(known)) or 'none'}.")
+    raw = {
+        name: value.replace(",", " ").split() if isinstance(value, str) and known[name].kind == "list" else value
+        for name, value in raw.items()
+    }
     try:
         return msgspec.convert(raw, chosen.parameters, strict=False)
     except msgspec.ValidationError as error:
         text = str(error)
         if " - at `$." in text:
             what, _, where = text.partition(" - at `$.")
+            field = known.get(where.rstrip("`"))
+            if field is not None and field.kind == "choice":
+                what = f"{clean_text(str(raw[field.name]), 60)!r} is none of {', '.join(field.choices)}"
+            if field is not None and field.kind == "list":
+                what = 'It is a list: names with commas between them, or JSON such as ["a", "b"]'
             raise Refusal(f"{tag}: {where.rstrip('`')}: {what[0].lower()}{what[1:]}.") from None
         raise Refusal(f"{tag}: {text}.") from None
 
@@ -267,13 +277,16 @@ def why_unavailable(
 
 
 def describe(
-    variant: Variant | None, model: ModelInfo | None, hardware: Hardware, target: str = "this-machine"
+    variant: Variant | None, model: ModelInfo | None, hardware: Hardware | None, target: str = "this-machine"
 ) -> tuple[TechniqueInfo, ...]:
-    """Every technique with its form, and for this variant and target why it cannot be applied now."""
+    """Every technique with its form, and for this variant and target why it cannot be applied now.
+
+    Without a variant nothing is asked of the hardware, which may be None then.
+    """
     infos = []
     for chosen in all_techniques().values():
         reason: str | None = "Open a model first."
-        if variant is not None and model is not None:
+        if variant is not None and model is not None and hardware is not None:
             reason = why_unavailable(chosen, variant, model, hardware, target=target)
         infos.append(
             TechniqueInfo(

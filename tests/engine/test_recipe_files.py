@@ -3,6 +3,7 @@
 import pytest
 
 from engine.recipes.files import RecipeError, read_recipe
+from engine.techniques import Refusal, parse_parameters, with_defaults
 
 WHOLE = """
 model = "nets/residual_cnn.py"
@@ -120,3 +121,25 @@ def test_a_recipe_that_is_not_there_or_no_text_is_refused(tmp_path):
 def test_a_technique_of_a_later_version_is_read(tmp_path):
     recipe = read_recipe(write(tmp_path, STEP + 'technique = "distill"\ntemperature = 3.0'))
     assert recipe.steps[0].word == "distill"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({"scope": "foo"}, "prune-structured: scope: 'foo' is none of layer, global, sensitivity."),
+        (
+            {"protect": True},
+            'prune-structured: protect: it is a list: names with commas between them, or JSON such as ["a',
+        ),
+    ],
+)
+def test_a_parameter_that_is_none_of_the_allowed_says_what_is(parameters, sentence):
+    with pytest.raises(Refusal) as caught:
+        parse_parameters("prune-structured", parameters)
+    assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(("text", "names"), [("fc", ["fc"]), ("fc,blocks.*.conv1", ["fc", "blocks.*.conv1"])])
+def test_a_list_may_be_written_as_words(text, names):
+    made = with_defaults(parse_parameters("prune-structured", {"protect": text}))
+    assert list(made["protect"]) == names

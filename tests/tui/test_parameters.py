@@ -1,11 +1,15 @@
 """What a user types becomes a value or a sentence; a form and its command line mean the same."""
 
 import shlex
+import subprocess
+import sys
 
 import pytest
 
+from engine.client import technique_forms
 from engine.protocol import Field
 from tui.parameters import command_line, hint, limits, parse, written
+from tui.technique_help import technique_help
 
 SAMPLES = Field(name="samples", kind="integer", minimum=8, maximum=10_000, default=256, description="how many")
 SHARE = Field(name="ratio", kind="number", minimum=0, maximum=1, exclusive_minimum=True, exclusive_maximum=True)
@@ -78,3 +82,25 @@ def test_the_command_line_parser_reads_back_what_the_form_wrote() -> None:
     line = command_line("t", "v", {"samples": 512, "per_channel": True, "protect": ["a", "b"]}, {})
     read = _technique_parameters(shlex.split(line)[5:])
     assert read == {"samples": "512", "per_channel": "true", "protect": ["a", "b"]}
+
+
+def test_the_help_of_a_technique_lists_its_parameters_without_loading_torch() -> None:
+    script = (
+        "import sys, tui.cli\n"
+        "try: tui.cli.main(['apply', 'prune-structured', '--help'])\n"
+        "except SystemExit as end: print(end.code, [name for name in ('torch', 'textual') if name in sys.modules])"
+    )
+    text = subprocess.check_output([sys.executable, "-c", script], text=True)
+    assert text.endswith("0 []\n")
+    for words in ("--keep-macs X", "--scope layer|global|sensitivity", "--scan [true|false]", "--protect A,B"):
+        assert words in text
+    assert "Share of channels to remove" in text
+    assert "(above 0 and\n" + 28 * " " + "below 1) (default: 0.3)" in text
+
+
+def test_the_help_of_every_technique_can_be_shown() -> None:
+    for info in technique_forms():
+        text = technique_help([info.tag])
+        assert text is not None
+        for field in info.fields:
+            assert f"--{field.name.replace('_', '-')} " in text
