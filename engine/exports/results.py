@@ -22,9 +22,6 @@ from . import load_tests, table
 from .expectations import expectation_of
 from .moving import warning_of
 
-STEP_STATUS = {"cancelled": "failed"}
-"""Statuses that outsiders know by another word."""
-
 
 def render(
     session: Session, command: str, format: str, run: str | None = None, variants: Iterable[str] = ()
@@ -102,7 +99,7 @@ def _step(step: Step) -> dict[str, Any]:
     return {
         "name": step.name,
         step.kind: step.word,
-        "status": STEP_STATUS.get(step.status, step.status),
+        "status": step.status,
         "reason": step.reason,
         "notice": step.notice,
         "variant": step.variants[0] if step.variants else None,

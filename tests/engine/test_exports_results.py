@@ -201,6 +201,11 @@ def test_exit_statuses(measured):
         results.exit_status(measured, "nothing")
 
 
+def test_a_cancelled_step_is_called_cancelled(measured):
+    run = run_of(measured, step("cancelled"), error="Cancelled by the user.")
+    assert [one["status"] for one in results.results(measured, "run", run)["steps"]] == ["cancelled"]
+
+
 @pytest.mark.parametrize(
     ("kind", "cause", "expected"), [("open-model", "error", 2), ("open-model", "signal", 1), ("accuracy", "error", 1)]
 )
