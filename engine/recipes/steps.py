@@ -34,10 +34,11 @@ from ..protocol import (
     Variant,
 )
 from ..runtimes import runtimes_for, why_not_installed
+from ..safety import clean_text, toml_string
 from ..session import Session, SessionError
 from ..session.ranking import figures_of
 from ..targets import resolve_target
-from ..techniques import Refusal, find_technique, parse_parameters, why_unavailable, with_defaults
+from ..techniques import Needs, Refusal, Technique, find_technique, parse_parameters, why_unavailable, with_defaults
 from .files import RecipeStep
 from .loads import known_tests, read_load, search_key
 from .reuse import (
@@ -290,6 +291,19 @@ class Steps:
             except (SessionError, Refusal) as error:
                 self._end(number, step, "failed", str(error))
 
+    def _instead(self, chosen: Technique, source: Variant, step: RecipeStep) -> str:
+        """For a technique of PyTorch modules given a graph: which ancestor it can have, and how to say so; else ""."""
+        if Needs.PYTORCH not in chosen.needs or source.format == "pytorch":
+            return ""
+        ancestor = self.session.variants.get(source.parent or "")
+        while ancestor is not None and ancestor.format != "pytorch":
+            ancestor = self.session.variants.get(ancestor.parent or "")
+        if ancestor is None:
+            return ""
+        name = next((name for name, made in self.made.items() if made.id == ancestor.id), ancestor.name)
+        how = f": give the step from = {toml_string(name)}." if step.source is None else "."
+        return f" Its last PyTorch ancestor is {clean_text(name, 80)}{how}"
+
     def _doubt(self) -> str | None:
         """Why this may be another model than the one that the recipe was recorded with, as a sentence."""
         recorded = next((step.recorded for step in self.plan.steps if step.recorded), {})
@@ -331,7 +345,7 @@ class Steps:
         target = resolve_target(step.target or session.options.target, hardware.processor)
         assert session.model is not None
         if reason := why_unavailable(chosen, source, session.model, hardware, parameters, target.name):
-            self._end(number, step, "refused", reason)
+            self._end(number, step, "refused", reason + self._instead(chosen, source, step))
             return
         complete = with_defaults(parameters)
         variants = made_already(
@@ -347,7 +361,7 @@ class Steps:
                 self.runner.set_step(self.id, number, notice=" ".join(filter(None, (known, notice))) or None)
             request = JobRequest(
                 task=RunTechnique(technique=step.word, parameters=complete, source=source.id, target=target.name),
-                title=f"{chosen.title} of {source.name}",
+                title=f"{chosen.title} of {source.name}" + (f" → {step.name}" if step.name != step.word else ""),
                 kind=step.word,
                 variant=source.id,
                 device=self.plan.device or session.options.device,

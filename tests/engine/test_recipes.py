@@ -382,3 +382,32 @@ async def test_a_baseline_of_another_accuracy_than_the_recipe_recorded_is_told(b
     if told:
         assert f"92.00 % on 10000 samples here; where the recipe was recorded it was {accuracy * 100:.2f} %" in notice
         assert "another one" in notice
+
+
+PYTORCH_LAST = """
+model = "net.py"
+[[steps]]
+technique = "export-onnx"
+[[steps]]
+technique = "quantize-static"
+[[steps]]
+technique = "prune-unstructured"
+name = "sparse"
+"""
+
+
+async def test_a_step_that_needs_pytorch_and_follows_a_graph_says_what_to_build_on(bench):
+    run = await bench.recipe(PYTORCH_LAST)
+    assert statuses(run) == ["succeeded", "succeeded", "refused"]
+    assert run.steps[2].reason.endswith(
+        'is ONNX. Its last PyTorch ancestor is baseline: give the step from = "baseline".'
+    )
+    run = await bench.recipe(PYTORCH_LAST + 'from = "baseline"\n')
+    assert statuses(run)[2] == "succeeded"
+    assert bench.jobs.requests[-3].title == "Unstructured pruning of baseline → sparse"
+
+
+async def test_apply_to_a_graph_names_the_pytorch_ancestor(bench):
+    await bench.recipe(CHAIN)
+    run = await bench.apply("prune-unstructured", "int8")
+    assert run.steps[0].reason.endswith("int8 is ONNX. Its last PyTorch ancestor is baseline.")
