@@ -62,6 +62,8 @@ class Form(Vertical):
         self.fields = fields
         self.values: dict[str, Any] = {field.name: field.default for field in fields} | (given or {})
         self.errors: dict[str, str] = {}
+        self._wrong: dict[str, str] = {}
+        """The sentences that are shown: these errors, or the engine's."""
         self._inputs: dict[int, Field] = {}
         self._hints: dict[str, Static] = {}
 
@@ -82,11 +84,18 @@ class Form(Vertical):
 
     def show_errors(self, errors: dict[str, str]) -> None:
         """Put these sentences beside their fields, and the help beside the others."""
+        self._wrong = errors
         for field in self.fields:
             wrong = errors.get(field.name)
             hint = self._hints[field.name]
             hint.set_class(wrong is not None, "-wrong")
             hint.update(content("! " + wrong) if wrong is not None else content(parameters.hint(field)))
+        self._explain(self._inputs.get(id(self.screen.focused)))
+
+    def focus_wrong(self) -> None:
+        """Go to the first field with a sentence about it, if there is one: whoever wants to send it is told why not."""
+        if wrong := {name for name in self._wrong if name}:
+            self.focus_first(wrong)
 
     def focus_first(self, names: Collection[str] = ()) -> None:
         """Go to the first field, or to the first of these."""
@@ -99,10 +108,15 @@ class Form(Vertical):
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
         """Explain the field in full, which its own line may have no room for."""
-        field = self._inputs.get(id(event.widget))
+        self._explain(self._inputs.get(id(event.widget)))
+
+    def _explain(self, field: Field | None) -> None:
+        """What is wrong with the field, else what it takes."""
         if field is not None:
-            self.query_one(".form-help", Static).update(content(parameters.hint(field)))
-            self.post_message(self.Explained(parameters.hint(field)))
+            wrong = self._wrong.get(field.name)
+            text = "! " + wrong if wrong is not None else parameters.hint(field)
+            self.query_one(".form-help", Static).update(content(text))
+            self.post_message(self.Explained(text))
 
     def _input(self, field: Field) -> Widget:
         """The control for one field."""

@@ -59,7 +59,9 @@ class FillInScreen(ModalScreen[dict[str, Any] | None]):
     @on(Button.Pressed, "#accept")
     @on(Input.Submitted)
     def action_accept(self) -> None:
-        if not self.query_one("#accept", Button).disabled:
+        if self.query_one("#accept", Button).disabled:
+            self.query_one(Form).focus_wrong()
+        else:
             self.run_worker(self._do(), group="accept", exclusive=True)
 
     async def _do(self) -> None:

@@ -157,7 +157,10 @@ class LoadFormScreen(ModalScreen[tuple[str, LoadSettings] | None]):
     @on(Button.Pressed, "#start")
     @on(Input.Submitted)
     def action_start(self) -> None:
-        if not self.query_one("#start", Button).disabled:
+        if self.query_one("#start", Button).disabled:
+            for form in self.query("#load-values").results(Form):
+                form.focus_wrong()
+        else:
             if self._timer is not None:
                 self._timer.stop()
             self.workers.cancel_group(self, "check")  # its answer would take away the one to this

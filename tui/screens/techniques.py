@@ -235,7 +235,10 @@ class TechniqueScreen(ModalScreen[bool]):
             table.focus()
 
     def action_apply(self) -> None:
-        if not self.query_one("#apply", Button).disabled:
+        if self.query_one("#apply", Button).disabled:
+            for form in self.query(Form):
+                form.focus_wrong()
+        else:
             self.run_worker(self._send(), group="apply", exclusive=True)
 
     async def _send(self) -> None:

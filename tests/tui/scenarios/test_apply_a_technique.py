@@ -37,6 +37,19 @@ async def test_an_impossible_value_is_explained_at_once_and_cannot_be_applied() 
         assert not any(isinstance(one, ApplyTechnique) for one in seen.engine.asked)
 
 
+async def test_who_applies_an_impossible_value_is_led_to_its_field_and_told() -> None:
+    async with dashboard() as seen:
+        await seen.press("down", "t", "enter")
+        await seen.sees("calibration samples")
+        await seen.type("5")
+        await seen.press("down", "down")
+        await seen.sees_not("! It must be from 8 to 10000.")
+        await seen.press("ctrl+s")
+        await seen.sees("! It must be from 8 to 10000.")
+        await seen.press("backspace")
+        await seen.sees_not("! It must be")
+
+
 async def test_what_only_the_engine_knows_is_shown_beside_the_field() -> None:
     said = ParametersChecked(errors={"calibration_samples": "There are only 100 samples."})
     async with dashboard(answers={CheckParameters: said}) as seen:
