@@ -81,7 +81,7 @@ def _how_to_read(limit: float) -> str:
     return (
         "Speed-ups are measured in turn with the baseline in one process; the interval is that of the ratio. "
         f"PASS means that the whole 95 % interval of the drop is within {figures.points(limit)} points. "
-        f"{figures.UNKNOWN} means not measured.\n"
+        f"{figures.UNKNOWN} means not measured; over parent, that the parent was not measured under the same runtime.\n"
     )
 
 

@@ -111,6 +111,7 @@ def test_the_report_says_what_was_done_on_what_and_how_to_repeat_it(session, tmp
         "4.00× (3.88–4.12) against baseline",
         "drop 0.10 points on 10000 samples",
         "onnxruntime on cpu, processor avx2 vnni, 2 threads",
+        "over parent, that the parent was not measured under the same runtime",
         "trimtab run recipe.toml",
     ):
         assert text in report, text
