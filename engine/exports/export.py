@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..hardware import read_processor
-from ..protocol import Exported, ModelInfo, ModelSource, Variant
+from ..protocol import MAX_MODEL_FILES, Exported, ModelInfo, ModelSource, Variant
 from ..safety import UnsafePath, clean_text, file_slug, inside
 from ..session import Session, SessionError
 from ..session.ranking import best_variant
@@ -167,6 +167,8 @@ def _carry_neighbours(model: ModelInfo, to: Path, notices: list[str]) -> None:
     for name in model.files:
         with contextlib.suppress(OSError, UnsafePath):
             path, target = Path(model.source.path).parent / name, inside(to, name)
+            if str(path) in (model.source.data, model.source.calibration_data):
+                continue  # carried along by another name
             size = path.stat().st_size
             if size <= room:
                 if not target.exists():
@@ -174,6 +176,11 @@ def _carry_neighbours(model: ModelInfo, to: Path, notices: list[str]) -> None:
                 room -= size
                 continue
         left.append(clean_text(name, 80))
+    if len(model.files) >= MAX_MODEL_FILES:
+        notices.append(
+            f"The model file reads {MAX_MODEL_FILES} files beside it or more; only so many were carried along: put its "
+            "whole data into the folder model/."
+        )
     if left:
         shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
         notices.append(

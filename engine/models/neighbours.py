@@ -10,12 +10,11 @@ import contextlib
 import os
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-MAX_FILES = 256
-"""No more are told: what reads more has a data set beside it."""
+from ..protocol import MAX_MODEL_FILES
 
 
 class Neighbours:
@@ -24,23 +23,28 @@ class Neighbours:
     def __init__(self, model_file: Path, session: Path) -> None:
         self.model_file = Path(os.path.abspath(model_file))
         self.folder = self.model_file.parent
-        package = Path(__file__).parents[1]
-        self._not_theirs = tuple(_both(place) for place in (session, package, Path(sysconfig.get_paths()["stdlib"])))
-        self._opened: dict[str, None] = {}
+        self._folders = _both(self.folder)
+        package, library = Path(__file__).parents[1], Path(sysconfig.get_paths()["stdlib"])
+        self._not_theirs = tuple(name for place in (session, package, library) for name in _both(place))
+        self._read: dict[str, None] = {}
         sys.addaudithook(self._hear)
 
     def found(self) -> tuple[str, ...]:
         """Paths relative to the model file's folder: what is imported first, then what it names, then what it read."""
         modules = [str(file) for one in list(sys.modules.values()) if (file := getattr(one, "__file__", None))]
         named = self._named() if self.model_file.suffix == ".py" else ()
-        paths = (self._relative(path) for path in [*modules, *named, *self._opened])
-        return tuple(dict.fromkeys(path for path in paths if path is not None))[:MAX_FILES]
+        needed = [inner for path in [*modules, *named] if (inner := self._relative(path)) is not None]
+        return tuple(dict.fromkeys([*needed, *self._read]))[:MAX_MODEL_FILES]
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         """An audit hook: whatever it raised would be raised out of the user's `open`."""
-        if event == "open" and arguments[2] & os.O_ACCMODE == os.O_RDONLY:
-            with contextlib.suppress(TypeError, OSError):  # an open file's number, or no folder to be relative to
-                self._opened[os.path.abspath(os.fsdecode(arguments[0]))] = None
+        if event != "open" or len(self._read) >= MAX_MODEL_FILES:
+            return
+        with contextlib.suppress(TypeError, ValueError, OSError):  # an open file's number, a NUL, no folder to be in
+            if arguments[2] & os.O_ACCMODE == os.O_RDONLY:
+                inner = self._relative(os.path.abspath(os.fsdecode(arguments[0])))
+                if inner is not None:
+                    self._read[inner] = None
 
     def _named(self) -> Iterator[str]:
         """Files that strings of the model file name: in its folder, or in a folder that another string names."""
@@ -55,19 +59,19 @@ class Neighbours:
 
     def _relative(self, path: str) -> str | None:
         """The path within the folder, if it is a file of the user's there."""
-        for folder in _both(self.folder):
+        for folder in self._folders:
             if not path.startswith(f"{folder}{os.sep}") or path == os.path.join(folder, self.model_file.name):
                 continue
             inner = os.path.relpath(path, folder)
             parts = Path(inner).parts
             hidden = any(part.startswith(".") or part in ("__pycache__", "site-packages") for part in parts)
-            theirs = not any(path.startswith(f"{place}{os.sep}") for places in self._not_theirs for place in places)
+            theirs = not any(path.startswith(f"{place}{os.sep}") for place in self._not_theirs)
             if theirs and not hidden and os.path.isfile(path):
                 return inner
         return None
 
 
-def _both(place: Path) -> Iterable[str]:
+def _both(place: Path) -> tuple[str, str]:
     """A directory as it is written and as it really lies."""
     return (os.path.abspath(place), os.path.realpath(place))
 

@@ -41,6 +41,10 @@ class LayerInfo(Record):
     parameter_count: int = 0
 
 
+MAX_MODEL_FILES = 256
+"""No more of the files beside a model are told: what reads more has a data set there."""
+
+
 class ModelInfo(Record):
     """What the model file turned out to offer, found by a worker when it was opened."""
 
@@ -58,7 +62,8 @@ class ModelInfo(Record):
     notes: tuple[str, ...] = ()
     """Sentences the user should know about it (it takes one batch size only, its test data is made up)."""
     files: tuple[str, ...] = ()
-    """What it needs beside it, as far as opening it showed: its own modules, weights, data. Relative to its folder."""
+    """What it needs beside it, as far as opening it showed: its own modules, weights, data. Relative to its folder; at
+    most `MAX_MODEL_FILES`."""
 
 
 # --- variants --------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from engine.exports import export_variants
 from engine.models import file_sha256
 from engine.models.importing import module_name
 from engine.models.torch_model import save_module
-from engine.protocol import ModelSource, VariantDraft
+from engine.protocol import MAX_MODEL_FILES, ModelSource, VariantDraft
 from engine.recipes.files import RecipeError
 from engine.recipes.sources import why_not_this_model
 from engine.session import Session
@@ -170,3 +170,26 @@ def test_what_cannot_be_carried_along_is_named(session, tmp_path):
     (notice,) = exported.notices
     assert "weights/tagger.pth" in notice
     assert "weights/tagger.pth" in (tmp_path / "rel/report.md").read_text()
+
+
+def test_of_a_whole_data_set_only_so_much_is_carried_and_it_says_so(session, tmp_path):
+    held, pruned, opening = session
+    many = tuple(f"images/{number}.txt" for number in range(MAX_MODEL_FILES))
+    (opening.path.parent / "images").mkdir()
+    for name in many:
+        (opening.path.parent / name).write_text("0")
+    held.set_model(msgspec.structs.replace(held.model, files=many))
+    exported = export_variants(held, (pruned,), tmp_path / "rel")
+    assert {f"model/{name}" for name in many} < set(exported.files)
+    assert "256 files beside it or more" in " ".join(exported.notices)
+
+
+def test_what_is_found_while_opening_is_bounded(tagger):
+    (tagger.parent / "images").mkdir()
+    for number in range(300):
+        (tagger.parent / f"images/{number}").write_text("0")
+    text = tagger.read_text() + "\nfor number in range(300):\n    open(HERE / 'images' / str(number)).read()\n"
+    tagger.write_text(text)
+    found = found_beside(tagger)
+    assert len(found) == MAX_MODEL_FILES
+    assert {"layers.py", "native.safetensors"} <= set(found)
