@@ -176,3 +176,13 @@ async def test_a_job_starts_in_an_ordinary_signal_state(shared_session, tmp_path
     )
     await failure_of(shared_session, model_that(tmp_path, ask))
     assert said.read_text().split() == ["0", "0"] or "SIG_DFL" in said.read_text()
+
+
+async def test_opening_a_model_tells_which_files_beside_it_it_needs(session, tmp_path):
+    (tmp_path / "sizes.txt").write_text("8")
+    model = write_model(tmp_path, f"SIZE = int(open('sizes.txt').read())\n{textwrap.dedent(GOOD_MODEL)}")
+    client = await connect(session, client="test")
+    job = await ended_job(client, model)
+    assert isinstance(job.state, Succeeded), job.state
+    assert client.state.model.files == ("sizes.txt",)
+    await client.aclose()
