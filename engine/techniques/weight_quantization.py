@@ -115,7 +115,7 @@ def quantize_int4(source: LoadedVariant, parameters: QuantizeInt4, job: JobConte
     job.progress(0, 10, "preparing the graph")
     plan = _planned(source, parameters, form)
     learn, judge, real = _data(job, parameters)
-    methods = _methods(parameters, real)
+    methods = _methods(parameters, real, bool(plan.products))
     tried: dict[str, Any] = {}
     for index, method in enumerate(methods):
 
@@ -229,15 +229,23 @@ def _data(job: JobContext, parameters: QuantizeInt4) -> tuple[list[Any], list[An
     return [batch for index, batch in enumerate(batches) if index % HELD_OUT] or judge, judge, True
 
 
-def _methods(parameters: QuantizeInt4, real: bool) -> tuple[Literal["rtn", "least-error", "gptq"], ...]:
+def _methods(
+    parameters: QuantizeInt4, real: bool, products: bool
+) -> tuple[Literal["rtn", "least-error", "gptq"], ...]:
+    """What to try. `real`: there is calibration data; `products`: there is a matrix product and not only embeddings."""
     if parameters.method != "auto":
+        if parameters.method == "gptq" and not products:
+            raise Refusal(
+                "GPTQ rounds matrix products, and only embeddings can be put into 4 bits here: choose "
+                'method = "least-error".'
+            )
         if parameters.method == "gptq" and not real:
             raise Refusal(
                 "GPTQ needs data to calibrate on, at least one whole batch: add calibration_data(), or choose "
                 'method = "least-error".'
             )
         return (parameters.method,)
-    return ("rtn", "least-error", "gptq") if real else ("rtn", "least-error")
+    return ("rtn", "least-error", "gptq") if real and products else ("rtn", "least-error")
 
 
 def _distance(source: LoadedVariant, model: Any, batches: list[Any], threads: int) -> Any:
@@ -250,9 +258,8 @@ def _distance(source: LoadedVariant, model: Any, batches: list[Any], threads: in
 
 
 def _summary(written: Any, plan: Any, method: str, parameters: QuantizeInt4, target: Target) -> str:
-    text = f"{len(plan.products)} matrix products"
-    if plan.tables:
-        text += f" and {len(plan.tables)} embedding{'s' if len(plan.tables) > 1 else ''}"
+    counts = {"matrix product": len(plan.products), "embedding": len(plan.tables)}
+    text = " and ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items() if count)
     text += f" in 4 bits for {target.name}, blocks of {parameters.block_size} by {method}, {written.share:.0%} of the "
     text += "weights"
     if written.share < MOST_WEIGHTS:

@@ -305,3 +305,25 @@ def test_gptq_is_left_out_or_refused_where_calibration_data_is_not_finite(tmp_pa
     assert "gptq is left out: the inputs of first/Gemm are not all finite on the calibration data." in logged
     with pytest.raises(Refusal, match="GPTQ cannot be used: the inputs of first/Gemm"):
         apply(source, "quantize-int4", tmp_path, method="gptq")
+
+
+ONLY_ROWS = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(400, 64)
+        self.recurrent = nn.GRU(64, 16, batch_first=True)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, tokens):
+        return self.head(self.recurrent(self.embedding(tokens))[0].mean(dim=1))
+"""
+
+
+def test_a_graph_of_which_only_the_embedding_fits_gets_it_in_four_bits_without_gptq(tmp_path):
+    source = apply(open_python(tmp_path, ONLY_ROWS, TOKENS.replace("200", "400")), "export-onnx", tmp_path)
+    changed = apply(source, "quantize-int4", tmp_path).record.changed
+    assert changed.summary.startswith("1 embedding in 4 bits")
+    assert "sqnr_db_gptq" not in changed.figures
+    with pytest.raises(Refusal, match="only embeddings can be put into 4 bits"):
+        apply(source, "quantize-int4", tmp_path, method="gptq")
