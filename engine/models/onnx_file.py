@@ -18,6 +18,7 @@ import onnx
 import onnxruntime
 
 from ..complexity import file_macs
+from ..graphs.sessions import Crashes, crashing_optimisers
 from ..protocol import LayerInfo, ModelSource, TensorSpec, VariantDraft
 from .datasets import Axes, Batch, NpzData, rebatched, rows_of, split
 from .importing import in_one_line
@@ -64,7 +65,12 @@ class OnnxModel(Model):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         try:
-            return onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
+            unwanted = crashing_optimisers(self.path)
+            return onnxruntime.InferenceSession(
+                self.path, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(unwanted)
+            )
+        except Crashes as crash:
+            raise ModelError(f"{self.path.name} cannot be used: {crash}.") from None
         except Exception as error:
             raise ModelError(f"ONNX Runtime cannot load {self.path.name}: {in_one_line(error)}") from error
 

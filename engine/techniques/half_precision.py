@@ -87,6 +87,7 @@ def _convert(
     from ..graphs.onnx_graph import Graph, load_graph, save_graph
     from ..graphs.precision import LARGEST, SENSITIVE, convert, rounded
     from ..graphs.preparation import OpsetTooOld, name_nodes, raise_opset, with_shapes
+    from ..graphs.sessions import LEAVE_OUT, Crashes, crashing_optimisers
     from ..targets import resolve_target
 
     job.progress(0, 5, "reading the graph")
@@ -105,7 +106,7 @@ def _convert(
     if precision == "fp16":
         job.progress(1, 5, "looking for values that do not fit")
         kept |= _too_large(Graph(model), batches, LARGEST["fp16"])
-    verdict = ""
+    verdict, on_gpu = "", target.device_class == "cuda"
     for step, extra in enumerate(((), ("Gelu",), SENSITIVE)):
         job.progress(2 + step, 5, "converting and checking the answers")
         named = {node.name for node in model.graph.node if node.op_type in extra}
@@ -113,16 +114,25 @@ def _convert(
         if not result.touched:
             raise Refusal(f"Nothing in {source.record.name} can be {precision.upper()}: it has no float operation.")
         files = save_graph(result.model, job.work / "model.onnx")
-        on_gpu = target.device_class == "cuda"
         checked = rounded(model, result.touched, precision) if on_gpu else files[0]
         figures, verdict = _check(job, source, checked, batches, tolerance, precision)
         if not verdict:
             break
     if verdict:
         raise Refusal(f"{precision.upper()} does not hold the answers of {source.record.name}: {verdict}.")
+    try:
+        crashing = crashing_optimisers(files[0])
+    except Crashes:  # only for a GPU: for the CPU its answers were asked for
+        crashing = ()
     summary = f"{len(result.touched)} nodes in {precision.upper()}, {len(result.left)} left in FP32"
     if on_gpu:
         summary += "; checked by rounding every value to 16 bits on the CPU"
+    if crashing:
+        figures["left_out"] = ", ".join(crashing)
+        summary += (
+            f"; ONNX Runtime crashes while it loads this graph on a CPU, so its optimiser {crashing[0]} is left out "
+            f"here: where it is used on a CPU, set the session option {LEAVE_OUT} to that name"
+        )
     return [
         VariantFiles(
             format="onnx",
@@ -157,12 +167,16 @@ def _check(
     job: JobContext, source: LoadedVariant, graph: Any, batches: list[dict[str, Any]], tolerance: float, precision: str
 ) -> tuple[dict[str, Any], str]:
     """(figures, why the answers do not hold or "")."""
-    from ..graphs.verification import compare_outputs, crashes_on_load, run_graph, varying_outputs
+    from ..graphs.sessions import Crashes
+    from ..graphs.verification import compare_outputs, run_graph, varying_outputs
 
-    if isinstance(graph, Path) and crashes_on_load(graph):
-        return {}, "ONNX Runtime's CPU provider crashes while it loads the graph"
     try:
         outputs = run_graph(graph, batches, job.spec.threads, optimize=isinstance(graph, Path))
+    except Crashes as crash:
+        raise Refusal(
+            f"{crash}, so the answers of {source.record.name} in {precision.upper()} cannot be compared: make it for "
+            "the target cuda or tensorrt."
+        ) from None
     except Exception as error:  # ONNX Runtime has a class for each status, below no class of its own
         line = str(error).strip().splitlines()[0][:200]
         if "NOT_IMPLEMENTED" in line:
