@@ -325,6 +325,8 @@ class Steps:
         if reason := why_unavailable(chosen, source, session.model, hardware, parameters, target.name):
             self._end(number, step, "refused", reason)
             return
+        if chosen.caution is not None:
+            self.runner.set_step(self.id, number, notice=chosen.caution(target))
         complete = with_defaults(parameters)
         variants = made_already(
             session.variants.values(), session.jobs, source, step.word, complete, target.name, hardware.processor
@@ -335,7 +337,8 @@ class Steps:
                 notice = moved(
                     session.variants.values(), source, step.word, complete, step.recorded or {}, hardware.processor
                 )
-                self.runner.set_step(self.id, number, notice=notice)
+                if notice is not None:
+                    self.runner.set_step(self.id, number, notice=notice)
             request = JobRequest(
                 task=RunTechnique(technique=step.word, parameters=complete, source=source.id, target=target.name),
                 title=f"{chosen.title} of {source.name}",

@@ -70,6 +70,7 @@ class Technique(Struct, frozen=True, kw_only=True):
     packages: tuple[tuple[str, str], ...]
     refuse: Callable[[Variant, ModelInfo, Hardware, Parameters | None], str | None] | None
     refuse_target: Callable[[Variant, Target, Parameters | None], str | None] | None = None
+    caution: Callable[[Target], str | None] | None = None
 
 
 class Refusal(Exception):
@@ -92,13 +93,15 @@ def technique(
     packages: tuple[tuple[str, str], ...] = (),
     refuse: Callable[[Variant, ModelInfo, Hardware, Any], str | None] | None = None,
     refuse_target: Callable[[Variant, Target, Any], str | None] | None = None,
+    caution: Callable[[Target], str | None] | None = None,
 ) -> Callable[[Callable[..., list[Any]]], Callable[..., list[Any]]]:
     """Register a function `(source: LoadedVariant, parameters, job: JobContext) -> list[VariantFiles]`.
 
     `packages` are (import name, what to install) pairs checked without importing them. `refuse` gets the source
     variant, the model, the hardware and the parameters (None while the user has not chosen any) and returns the
     sentence that says why not, or None. `refuse_target` does so for where the variant is to run, before any job starts.
-    Both run in the engine process, so they must be quick and light.
+    `caution` gives what should be known before it runs there all the same. They run in the engine process, so they must
+    be quick and light.
     """
 
     def register(function: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
@@ -118,6 +121,7 @@ def technique(
             packages=packages,
             refuse=refuse,
             refuse_target=refuse_target,
+            caution=caution,
         )
         return function
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from msgspec import Meta
 
 from ..protocol import Hardware, Left, ModelInfo, Variant
+from ..targets import Target, resolve_target
 from . import Changed, Needs, Parameters, Refusal, technique
 
 if TYPE_CHECKING:
@@ -52,6 +53,16 @@ def _refuse(variant: Variant, model: ModelInfo, hardware: Hardware, parameters: 
     return None
 
 
+def slower_on(target: Target) -> str | None:
+    """The sentence to say beforehand where the graph is for a CPU."""
+    if target.device_class == "cuda":
+        return None
+    return (
+        f"16-bit floats are for GPUs: on a CPU ({target.name}) most graphs get smaller by them, but slower. Use INT8 "
+        "for speed there, or make it for the target cuda or tensorrt."
+    )
+
+
 @technique(
     "FP16",
     group="quantization",
@@ -60,6 +71,7 @@ def _refuse(variant: Variant, model: ModelInfo, hardware: Hardware, parameters: 
     packages=(("onnxruntime", "pip install 'trimtab[cpu]'"),),
     expectation=ON_A_GPU,
     refuse=_refuse,
+    caution=slower_on,
 )
 def quantize_fp16(source: LoadedVariant, parameters: QuantizeFp16, job: JobContext) -> list[VariantFiles]:
     """Compute in 16-bit floats (5 bits of exponent, 10 of fraction); keep inputs and outputs as they are."""
@@ -74,6 +86,7 @@ def quantize_fp16(source: LoadedVariant, parameters: QuantizeFp16, job: JobConte
     packages=(("onnxruntime", "pip install 'trimtab[cpu]'"),),
     expectation=ON_A_GPU,
     refuse=_refuse,
+    caution=slower_on,
 )
 def quantize_bf16(source: LoadedVariant, parameters: QuantizeBf16, job: JobContext) -> list[VariantFiles]:
     """Compute in 16-bit floats with the range of FP32 (8 bits of exponent, 7 of fraction)."""
@@ -88,7 +101,6 @@ def _convert(
     from ..graphs.precision import LARGEST, SENSITIVE, convert, rounded
     from ..graphs.preparation import OpsetTooOld, name_nodes, raise_opset, with_shapes
     from ..graphs.sessions import LEAVE_OUT, Crashes, crashing_optimisers
-    from ..targets import resolve_target
 
     job.progress(0, 5, "reading the graph")
     model = load_graph(source.path)
@@ -98,6 +110,8 @@ def _convert(
     except OpsetTooOld as error:
         raise Refusal(f"{source.record.name} cannot be {precision.upper()}: {error}.") from None
     target = resolve_target(job.spec.task.target, job.spec.processor)  # type: ignore[union-attr]
+    if sentence := slower_on(target):
+        job.log(sentence)
     unknown = [name for name in exclude if name not in {node.name for node in model.graph.node}]
     if unknown:
         raise Refusal(f"There is no node {unknown[0]!r} to leave in FP32 in this graph.")

@@ -4,7 +4,18 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
-from technique_jobs import CONVOLUTIONAL, IMAGE, RECURRENT, ROWS, TOKENS, TRANSFORMER, apply, cosine, open_python
+from technique_jobs import (
+    CONVOLUTIONAL,
+    IMAGE,
+    RECURRENT,
+    ROWS,
+    TOKENS,
+    TRANSFORMER,
+    apply,
+    cosine,
+    open_python,
+    run_technique,
+)
 
 from engine.graphs import sessions
 from engine.graphs.onnx_graph import load_graph
@@ -13,7 +24,7 @@ from engine.graphs.preparation import with_shapes
 from engine.graphs.sessions import HALF_WEIGHTS, LEAVE_OUT, crashing_optimisers
 from engine.graphs.verification import compare_outputs, run_graph
 from engine.models import open_model
-from engine.protocol import ModelSource
+from engine.protocol import Logged, ModelSource
 from engine.runtimes import RuntimeUnavailable, load
 from engine.techniques import Refusal
 
@@ -41,6 +52,13 @@ def test_fp16_halves_the_file_and_keeps_inputs_outputs_and_answers(tmp_path, bod
     assert cosine(source, half) > 0.999
     assert half.record.changed.figures["precision"] == "FP16"
     onnx.checker.check_model(load_graph(half.path), full_check=True)
+
+
+@pytest.mark.parametrize(("target", "told"), [("this-machine", True), ("cuda", False)])
+def test_the_log_says_that_a_cpu_gets_slower_by_it(tmp_path, target, told):
+    run = run_technique(exported(tmp_path, CONVOLUTIONAL, IMAGE), "quantize-fp16", tmp_path, target=target)
+    logged = [message.text for message in run.messages if isinstance(message, Logged)]
+    assert any("most graphs get smaller by them, but slower" in text for text in logged) == told
 
 
 def test_values_that_do_not_fit_stay_in_fp32(tmp_path):
@@ -169,9 +187,7 @@ def test_a_graph_that_crashes_onnx_runtime_runs_without_the_optimiser_that_crash
 def test_a_graph_that_crashes_whatever_is_left_out_is_not_said_to_answer_otherwise(tmp_path, monkeypatch):
     source = exported(tmp_path, CONVOLUTIONAL, IMAGE)
     monkeypatch.setattr(sessions, "_crashes", lambda path, left_out: True)
-    with pytest.raises(
-        Refusal, match=r"crashes while it loads .* so the answers .* cannot be compared"
-    ):
+    with pytest.raises(Refusal, match=r"crashes while it loads .* so the answers .* cannot be compared"):
         apply(source, "quantize-fp16", tmp_path)
     made = apply(source, "quantize-fp16", tmp_path, target="cuda")
     with pytest.raises(RuntimeUnavailable, match=r"crashes while it loads the graph on a CPU: .* cannot run here"):
