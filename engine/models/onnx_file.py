@@ -21,6 +21,7 @@ from ..complexity import file_macs
 from ..graphs.sessions import Crashes, crashing_optimisers
 from ..protocol import LayerInfo, ModelSource, TensorSpec, VariantDraft
 from .datasets import Axes, Batch, NpzData, rebatched, rows_of, split
+from .finite import finite_rows
 from .importing import in_one_line
 from .model import BATCH, Arrays, Model, ModelError, batch_axis
 from .onnx_inputs import fixed_batch_of, input_specs, made_up, tensor_inputs, value_bounds
@@ -177,8 +178,17 @@ class OnnxModel(Model):
             raise ModelError(f"{self.path.name} takes batches of {self.fixed_batch} only, not of {batch_size}.")
         if self.data is None:
             return made_up(self.inputs, self.bounds, batch_size, seed)
-        rows = np.random.default_rng(seed).integers(self.data.count, size=batch_size)
-        return rows_of(self.data.inputs, self.axes, rows)
+        rows = np.random.default_rng(seed).integers(len(self._example_rows), size=batch_size)
+        return rows_of(self.data.inputs, self.axes, self._example_rows[rows])
+
+    @functools.cached_property
+    def _example_rows(self) -> np.ndarray:
+        """Samples of the data that can stand as examples: those without NaN, or all where each has some."""
+        assert self.data is not None
+        finite = np.ones(self.data.count, bool)
+        for name, array in self.data.inputs.items():
+            finite &= finite_rows(name, array, self.axes[name])
+        return np.flatnonzero(finite) if finite.any() else np.arange(self.data.count)
 
     def test_batches(self, batch_size: int = 64, limit: int | None = None) -> Iterator[Batch]:
         size = self.fixed_batch or batch_size

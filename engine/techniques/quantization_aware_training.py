@@ -88,6 +88,7 @@ def quantize_aware_training(source: LoadedVariant, parameters: QuantizeAware, jo
     from ..graphs.onnx_graph import is_portable, save_graph
     from ..graphs.precision import convert
     from ..graphs.preparation import OpsetTooOld, with_shapes
+    from ..models.finite import NotFinite
     from ..training.quantized import NothingToTrain, train_quantized
 
     try:
@@ -98,7 +99,7 @@ def quantize_aware_training(source: LoadedVariant, parameters: QuantizeAware, jo
         deployed = train_quantized(source, parameters, job, target)
     except NothingToTrain as nothing:
         raise Refusal(f"{source.record.name} cannot be trained for INT8: {nothing}.") from None
-    except (ExportFailed, OpsetTooOld) as failure:
+    except (ExportFailed, OpsetTooOld, NotFinite) as failure:
         raise Refusal(str(failure)) from None
     result = deployed.result
     written = result.model

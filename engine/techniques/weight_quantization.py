@@ -16,7 +16,15 @@ from ..protocol import Hardware, ModelInfo, Variant
 from ..targets import Target
 from . import Changed, Parameters, Refusal, technique, with_defaults
 from .pytorch_weights import ABOUT_FORMAT, FORMATS, quantize_pytorch, why_not
-from .quantized_graphs import MOST_WEIGHTS, left_of, nothing_quantized, refuse_quantized, refuse_unknown, target_of
+from .quantized_graphs import (
+    MOST_WEIGHTS,
+    calibration_batches,
+    left_of,
+    nothing_quantized,
+    refuse_quantized,
+    refuse_unknown,
+    target_of,
+)
 
 if TYPE_CHECKING:
     from ..context import JobContext, LoadedVariant, VariantFiles
@@ -221,7 +229,7 @@ def _data(job: JobContext, parameters: QuantizeInt4) -> tuple[list[Any], list[An
     model, batches = job.model, []
     if model.has_calibration_data:
         size = model.fixed_batch or min(16, parameters.samples)
-        batches = list(model.calibration_batches(batch_size=size, limit=max(parameters.samples, size)))
+        batches = calibration_batches(job, size, max(parameters.samples, size))
     if not batches:  # fewer samples than a fixed batch takes, too
         made_up = [model.example(model.fixed_batch or MADE_UP_BATCH, seed=seed) for seed in (1, 2)]
         return [], made_up, False
@@ -229,9 +237,7 @@ def _data(job: JobContext, parameters: QuantizeInt4) -> tuple[list[Any], list[An
     return [batch for index, batch in enumerate(batches) if index % HELD_OUT] or judge, judge, True
 
 
-def _methods(
-    parameters: QuantizeInt4, real: bool, products: bool
-) -> tuple[Literal["rtn", "least-error", "gptq"], ...]:
+def _methods(parameters: QuantizeInt4, real: bool, products: bool) -> tuple[Literal["rtn", "least-error", "gptq"], ...]:
     """What to try. `real`: there is calibration data; `products`: there is a matrix product and not only embeddings."""
     if parameters.method != "auto":
         if parameters.method == "gptq" and not products:
