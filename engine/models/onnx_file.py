@@ -72,6 +72,11 @@ class OnnxModel(Model):
             )
         except Crashes as crash:
             raise ModelError(f"{self.path.name} cannot be used: {crash}.") from None
+        except UnicodeDecodeError as error:  # from its own message, which quotes the file
+            raise ModelError(
+                f"ONNX Runtime cannot load {self.path.name}: a name in it is no text, so the file is probably damaged. "
+                "Copy or export it again."
+            ) from error
         except Exception as error:
             raise ModelError(f"ONNX Runtime cannot load {self.path.name}: {in_one_line(error)}") from error
 
