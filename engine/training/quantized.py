@@ -104,6 +104,7 @@ class _Work:
             job.log(INEXACT)
         float_accuracy = self._float_accuracy(original, data)
         figures: dict[str, Any] = {
+            "held_out_samples": data.held_out_samples,
             "held_out_accuracy_before": float_accuracy,
             "held_out_accuracy_static": self._deployed_accuracy(before.model, data),
         }
