@@ -250,6 +250,13 @@ def why_unavailable(
         return f"{chosen.title} works on a PyTorch module; {variant.name} is {variant.format.upper()}."
     if Needs.ONNX in chosen.needs and variant.format != "onnx":
         return f"{chosen.title} works on an ONNX graph: apply export-onnx to {variant.name} first."
+    # what no data would change is said before data is asked for
+    if chosen.refuse is not None and (reason := chosen.refuse(variant, model, hardware, parameters)):
+        return reason
+    if chosen.refuse_target is not None:
+        runs_on = resolve_target(target, hardware.processor)
+        if reason := chosen.refuse_target(variant, runs_on, parameters):
+            return reason
     if Needs.TRAIN_DATA in chosen.needs and "train_data" not in offers:
         return f"{chosen.title} needs training data: add train_data() to the model file."
     no_data = not offers & {"calibration_data", "train_data", "test_data"}
@@ -263,10 +270,6 @@ def why_unavailable(
     for package, install in chosen.packages:
         if importlib.util.find_spec(package) is None:
             return f"{chosen.title} needs the package {package}, which is not installed: {install}"
-    if chosen.refuse is not None and (reason := chosen.refuse(variant, model, hardware, parameters)):
-        return reason
-    if chosen.refuse_target is not None:
-        return chosen.refuse_target(variant, resolve_target(target, hardware.processor), parameters)
     return None
 
 

@@ -83,9 +83,11 @@ def refuse_int4(variant: Variant, model: ModelInfo, hardware: Hardware, paramete
         return why_not("INT4 weights", variant, chosen)
     operators = set(model.operators)
     if operators and not operators & {"MatMul", "Gemm", "Gather", "Attention"}:
+        others = {"Conv": "quantize-static", "LSTM": "quantize-dynamic"}
+        fitting = " or ".join(tag for kind, tag in others.items() if kind in operators)
         return (
             f"There are no 4-bit kernels for what {variant.name} is made of ({', '.join(sorted(operators)[:4])}): only "
-            "for matrix products and embeddings. Use quantize-static or quantize-dynamic."
+            f"for matrix products and embeddings.{f' Use {fitting}.' if fitting else ''}"
         )
     figures = variant.changed.figures if variant.changed is not None else {}
     if figures.get("quantized_weight_share"):

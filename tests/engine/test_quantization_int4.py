@@ -1,5 +1,6 @@
 """INT4 weights: blocks, three ways of rounding, two forms of graph, and the truth about what has no 4-bit kernel."""
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -10,6 +11,7 @@ from technique_jobs import (
     RECURRENT,
     ROWS,
     TOKENS,
+    VNNI,
     apply,
     cosine,
     open_python,
@@ -21,8 +23,9 @@ from technique_jobs import (
 from engine.graphs.four_bits import Blocks, compensated, least_error, output_error, rounded
 from engine.graphs.onnx_graph import load_graph
 from engine.graphs.verification import run_graph
-from engine.protocol import Logged
+from engine.protocol import Hardware, Logged
 from engine.techniques import Refusal, find_technique, parse_parameters
+from engine.techniques.weight_quantization import refuse_int4
 
 WIDE = """
 class Net(nn.Module):
@@ -239,6 +242,20 @@ def test_a_recurrent_network_is_refused_with_the_reason(tmp_path):
     source = apply(open_python(tmp_path, RECURRENT.format(kind="LSTM"), ROWS), "export-onnx", tmp_path)
     with pytest.raises(Refusal, match="there is no 4-bit LSTM"):
         apply(source, "quantize-int4", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("operators", "advice"),
+    [
+        (("Conv", "Relu"), "embeddings. Use quantize-static."),
+        (("Conv", "LSTM"), "embeddings. Use quantize-static or quantize-dynamic."),
+        (("Relu", "Sigmoid"), "matrix products and embeddings."),
+    ],
+)
+def test_only_what_can_be_done_is_advised_instead(transformer, operators, advice):
+    model = msgspec.structs.replace(transformer.model.info(), operators=operators)
+    hardware = Hardware(hostname="h", processor=VNNI)
+    assert refuse_int4(transformer.record, model, hardware, None).endswith(advice)
 
 
 def test_a_network_of_convolutions_with_one_product_is_refused(tmp_path):
