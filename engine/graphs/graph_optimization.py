@@ -26,6 +26,7 @@ from .fingerprint import fingerprint
 from .onnx_graph import Graph, all_nodes, attribute, load_graph
 from .preparation import name_nodes, prepare, with_shapes
 from .sessions import rewritten
+from .sharing import share_weights
 from .timing import Batch
 from .touches import Touched, touchable
 from .verification import compare_outputs, cpu_session, first_line, run_graph
@@ -109,6 +110,7 @@ def candidates(path: Path, only: str = "") -> Iterator[Candidate]:
             yield made
             continue
         name_nodes(model)
+        share_weights(model)
         after = _kinds(model)
         made.model, made.nodes = model, sum(after.values())
         made.fused = {kind: after[kind] - before[kind] for kind in FUSED if after[kind] > before[kind]}
