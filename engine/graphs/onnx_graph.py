@@ -271,6 +271,11 @@ def is_large(model: onnx.ModelProto) -> bool:
     return sum(_bytes_of(tensor) for tensor in _tensors(model.graph)) > EXTERNAL_DATA_BYTES
 
 
+def holds_float16(model: onnx.ModelProto) -> bool:
+    """It has a constant in FP16, be it in a subgraph."""
+    return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in _tensors(model.graph))
+
+
 def without_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[tuple[onnx.TensorProto, onnx.TensorProto]]]:
     """(a copy in which the main graph's larger constants have no content, each of these with what stands for it)."""
     light, heavy = onnx.ModelProto(), []

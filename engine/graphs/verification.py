@@ -6,8 +6,6 @@ of ONNX Runtime's fusions, the one that is timed in the end.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -67,15 +65,6 @@ def cpu_session(model: onnx.ModelProto | Path, threads: int = 0, optimize: bool 
 def first_line(error: Exception) -> str:
     """What an error of ONNX Runtime or another tool says, without the stack below it."""
     return (str(error).strip().splitlines() or ["no message"])[0][:200]
-
-
-def crashes_on_load(path: Path) -> bool:
-    """ONNX Runtime dies while it loads the graph. Tried in a process of its own; takes about half a second.
-
-    It happens: 1.32 on the CPU with some FP16 graphs (`FuseFp16InitializerToFp32NodeTransformer`).
-    """
-    code = "import sys, onnxruntime; onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
-    return subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, check=False).returncode < 0
 
 
 def varying_outputs(model: onnx.ModelProto | Path) -> frozenset[str]:

@@ -18,8 +18,10 @@ import onnx
 import onnxruntime
 
 from ..complexity import file_macs
+from ..graphs.sessions import Crashes, crashing_optimisers
 from ..protocol import LayerInfo, ModelSource, TensorSpec, VariantDraft
 from .datasets import Axes, Batch, NpzData, rebatched, rows_of, split
+from .finite import finite_rows
 from .importing import in_one_line
 from .model import BATCH, Arrays, Model, ModelError, batch_axis
 from .onnx_inputs import fixed_batch_of, input_specs, made_up, tensor_inputs, value_bounds
@@ -64,7 +66,17 @@ class OnnxModel(Model):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         try:
-            return onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
+            unwanted = crashing_optimisers(self.path)
+            return onnxruntime.InferenceSession(
+                self.path, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(unwanted)
+            )
+        except Crashes as crash:
+            raise ModelError(f"{self.path.name} cannot be used: {crash}.") from None
+        except UnicodeDecodeError as error:  # from its own message, which quotes the file
+            raise ModelError(
+                f"ONNX Runtime cannot load {self.path.name}: a name in it is no text, so the file is probably damaged. "
+                "Copy or export it again."
+            ) from error
         except Exception as error:
             raise ModelError(f"ONNX Runtime cannot load {self.path.name}: {in_one_line(error)}") from error
 
@@ -171,8 +183,17 @@ class OnnxModel(Model):
             raise ModelError(f"{self.path.name} takes batches of {self.fixed_batch} only, not of {batch_size}.")
         if self.data is None:
             return made_up(self.inputs, self.bounds, batch_size, seed)
-        rows = np.random.default_rng(seed).integers(self.data.count, size=batch_size)
-        return rows_of(self.data.inputs, self.axes, rows)
+        rows = np.random.default_rng(seed).integers(len(self._example_rows), size=batch_size)
+        return rows_of(self.data.inputs, self.axes, self._example_rows[rows])
+
+    @functools.cached_property
+    def _example_rows(self) -> np.ndarray:
+        """Samples of the data that can stand as examples: those without NaN, or all where each has some."""
+        assert self.data is not None
+        finite = np.ones(self.data.count, bool)
+        for name, array in self.data.inputs.items():
+            finite &= finite_rows(name, array, self.axes[name])
+        return np.flatnonzero(finite) if finite.any() else np.arange(self.data.count)
 
     def test_batches(self, batch_size: int = 64, limit: int | None = None) -> Iterator[Batch]:
         size = self.fixed_batch or batch_size

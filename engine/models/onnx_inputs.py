@@ -153,16 +153,23 @@ def _declared(value: ValueInfoProto) -> list[int | str | None]:
 
 
 def _as_given(name: str, wanted: list[int | str], declared: list[int | str | None]) -> list[int | str]:
+    """What the user gave for one input; the graph's own name of a batch axis stands for "batch"."""
     if len(wanted) != len(declared):
         raise ModelError(f"shapes gives {name} {len(wanted)} axes; the graph declares {len(declared)}.")
+    wanted = [
+        BATCH if isinstance(size, str) and size == axis and not NOT_A_BATCH.search(size) else size
+        for size, axis in zip(wanted, declared, strict=True)
+    ]
     for position, (size, axis) in enumerate(zip(wanted, declared, strict=True)):
         if (isinstance(size, str) and size != BATCH) or (isinstance(size, int) and size < 1):
-            raise ModelError(f'shapes gives axis {position} of {name} as {size!r}: it must be a size, or "batch".')
+            raise ModelError(
+                f'shapes gives axis {position} of {name} as {size!r}: it must be a size, or "batch" where samples lie.'
+            )
         if isinstance(axis, int) and size != axis:
             raise ModelError(f"shapes gives axis {position} of {name} as {size!r}; the graph fixes it to {axis}.")
     if wanted.count(BATCH) > 1:
         raise ModelError(f'shapes gives {name} two axes called "batch".')
-    return list(wanted)
+    return wanted
 
 
 def _size(axis: int | str | None, position: int, known: dict[str, int | str]) -> int | str:

@@ -347,6 +347,8 @@ class Steps:
         if reason := why_unavailable(chosen, source, session.model, hardware, parameters, target.name):
             self._end(number, step, "refused", reason + self._instead(chosen, source, step))
             return
+        if chosen.caution is not None:
+            self.runner.set_step(self.id, number, notice=chosen.caution(target))
         complete = with_defaults(parameters)
         variants = made_already(
             session.variants.values(), session.jobs, source, step.word, complete, target.name, hardware.processor

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
+from ..graphs.sessions import LEAVE_OUT, Crashes, crashing_optimisers
 from . import RuntimeUnavailable
 
 if TYPE_CHECKING:
@@ -102,6 +103,11 @@ def load(variant: LoadedVariant, device: str = "cpu", threads: int | None = None
         index = device.partition(":")[2] or "0"
         providers = [("CUDAExecutionProvider", {"device_id": index}), "CPUExecutionProvider"]
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    try:
+        if device == "cpu" and (unwanted := crashing_optimisers(variant.path)):
+            options.add_session_config_entry(LEAVE_OUT, ";".join(unwanted))
+    except Crashes as crash:
+        raise RuntimeUnavailable(f"{crash}: {variant.record.name} cannot run here.") from None
     try:
         session = onnxruntime.InferenceSession(variant.path, options, providers=providers)
     except Exception as error:

@@ -71,6 +71,7 @@ class Technique(Struct, frozen=True, kw_only=True):
     packages: tuple[tuple[str, str], ...]
     refuse: Callable[[Variant, ModelInfo, Hardware, Parameters | None], str | None] | None
     refuse_target: Callable[[Variant, Target, Parameters | None], str | None] | None = None
+    caution: Callable[[Target], str | None] | None = None
 
 
 class Refusal(Exception):
@@ -93,13 +94,15 @@ def technique(
     packages: tuple[tuple[str, str], ...] = (),
     refuse: Callable[[Variant, ModelInfo, Hardware, Any], str | None] | None = None,
     refuse_target: Callable[[Variant, Target, Any], str | None] | None = None,
+    caution: Callable[[Target], str | None] | None = None,
 ) -> Callable[[Callable[..., list[Any]]], Callable[..., list[Any]]]:
     """Register a function `(source: LoadedVariant, parameters, job: JobContext) -> list[VariantFiles]`.
 
     `packages` are (import name, what to install) pairs checked without importing them. `refuse` gets the source
     variant, the model, the hardware and the parameters (None while the user has not chosen any) and returns the
     sentence that says why not, or None. `refuse_target` does so for where the variant is to run, before any job starts.
-    Both run in the engine process, so they must be quick and light.
+    `caution` gives what should be known before it runs there all the same. They run in the engine process, so they must
+    be quick and light.
     """
 
     def register(function: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
@@ -119,6 +122,7 @@ def technique(
             packages=packages,
             refuse=refuse,
             refuse_target=refuse_target,
+            caution=caution,
         )
         return function
 
@@ -256,6 +260,13 @@ def why_unavailable(
         return f"{chosen.title} works on a PyTorch module; {variant.name} is {variant.format.upper()}."
     if Needs.ONNX in chosen.needs and variant.format != "onnx":
         return f"{chosen.title} works on an ONNX graph: apply export-onnx to {variant.name} first."
+    # what no data would change is said before data is asked for
+    if chosen.refuse is not None and (reason := chosen.refuse(variant, model, hardware, parameters)):
+        return reason
+    if chosen.refuse_target is not None:
+        runs_on = resolve_target(target, hardware.processor)
+        if reason := chosen.refuse_target(variant, runs_on, parameters):
+            return reason
     if Needs.TRAIN_DATA in chosen.needs and "train_data" not in offers:
         return f"{chosen.title} needs training data: add train_data() to the model file."
     no_data = not offers & {"calibration_data", "train_data", "test_data"}
@@ -269,10 +280,6 @@ def why_unavailable(
     for package, install in chosen.packages:
         if importlib.util.find_spec(package) is None:
             return f"{chosen.title} needs the package {package}, which is not installed: {install}"
-    if chosen.refuse is not None and (reason := chosen.refuse(variant, model, hardware, parameters)):
-        return reason
-    if chosen.refuse_target is not None:
-        return chosen.refuse_target(variant, resolve_target(target, hardware.processor), parameters)
     return None
 
 

@@ -14,7 +14,14 @@ from msgspec import Meta
 from ..protocol import Hardware, ModelInfo, Variant
 from ..targets import Target
 from . import Changed, Needs, Parameters, Refusal, technique
-from .quantized_graphs import left_of, nothing_quantized, refuse_quantized, refuse_unknown, target_of
+from .quantized_graphs import (
+    calibration_batches,
+    left_of,
+    nothing_quantized,
+    refuse_quantized,
+    refuse_unknown,
+    target_of,
+)
 
 if TYPE_CHECKING:
     from ..context import JobContext, LoadedVariant, VariantFiles
@@ -196,7 +203,7 @@ def _calibration(job: JobContext, parameters: QuantizeFp8) -> tuple[list[dict[st
     model = job.model
     size = model.fixed_batch or min(16, parameters.samples)
     if model.has_calibration_data:
-        batches = list(model.calibration_batches(batch_size=size, limit=max(parameters.samples, size)))
+        batches = calibration_batches(job, size, max(parameters.samples, size))
         if batches:  # none: fewer samples than a fixed batch takes
             return batches, False
     if not parameters.synthetic:

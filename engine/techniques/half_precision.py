@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from msgspec import Meta
 
 from ..protocol import Hardware, Left, ModelInfo, Variant
+from ..targets import Target, resolve_target
 from . import Changed, Needs, Parameters, Refusal, technique
 
 if TYPE_CHECKING:
@@ -52,6 +53,16 @@ def _refuse(variant: Variant, model: ModelInfo, hardware: Hardware, parameters: 
     return None
 
 
+def slower_on(target: Target) -> str | None:
+    """The sentence to say beforehand where the graph is for a CPU."""
+    if target.device_class == "cuda":
+        return None
+    return (
+        f"16-bit floats are for GPUs: on a CPU ({target.name}) most graphs get smaller by them, but slower. Use INT8 "
+        "for speed there, or make it for the target cuda or tensorrt."
+    )
+
+
 @technique(
     "FP16",
     group="quantization",
@@ -60,6 +71,7 @@ def _refuse(variant: Variant, model: ModelInfo, hardware: Hardware, parameters: 
     packages=(("onnxruntime", "pip install 'trimtab[cpu]'"),),
     expectation=ON_A_GPU,
     refuse=_refuse,
+    caution=slower_on,
 )
 def quantize_fp16(source: LoadedVariant, parameters: QuantizeFp16, job: JobContext) -> list[VariantFiles]:
     """Compute in 16-bit floats (5 bits of exponent, 10 of fraction); keep inputs and outputs as they are."""
@@ -74,6 +86,7 @@ def quantize_fp16(source: LoadedVariant, parameters: QuantizeFp16, job: JobConte
     packages=(("onnxruntime", "pip install 'trimtab[cpu]'"),),
     expectation=ON_A_GPU,
     refuse=_refuse,
+    caution=slower_on,
 )
 def quantize_bf16(source: LoadedVariant, parameters: QuantizeBf16, job: JobContext) -> list[VariantFiles]:
     """Compute in 16-bit floats with the range of FP32 (8 bits of exponent, 7 of fraction)."""
@@ -87,7 +100,7 @@ def _convert(
     from ..graphs.onnx_graph import Graph, load_graph, save_graph
     from ..graphs.precision import LARGEST, SENSITIVE, convert, rounded
     from ..graphs.preparation import OpsetTooOld, name_nodes, raise_opset, with_shapes
-    from ..targets import resolve_target
+    from ..graphs.sessions import LEAVE_OUT, Crashes, crashing_optimisers
 
     job.progress(0, 5, "reading the graph")
     model = load_graph(source.path)
@@ -97,6 +110,8 @@ def _convert(
     except OpsetTooOld as error:
         raise Refusal(f"{source.record.name} cannot be {precision.upper()}: {error}.") from None
     target = resolve_target(job.spec.task.target, job.spec.processor)  # type: ignore[union-attr]
+    if sentence := slower_on(target):
+        job.log(sentence)
     unknown = [name for name in exclude if name not in {node.name for node in model.graph.node}]
     if unknown:
         raise Refusal(f"There is no node {unknown[0]!r} to leave in FP32 in this graph.")
@@ -105,7 +120,7 @@ def _convert(
     if precision == "fp16":
         job.progress(1, 5, "looking for values that do not fit")
         kept |= _too_large(Graph(model), batches, LARGEST["fp16"])
-    verdict = ""
+    verdict, on_gpu = "", target.device_class == "cuda"
     for step, extra in enumerate(((), ("Gelu",), SENSITIVE)):
         job.progress(2 + step, 5, "converting and checking the answers")
         named = {node.name for node in model.graph.node if node.op_type in extra}
@@ -113,16 +128,25 @@ def _convert(
         if not result.touched:
             raise Refusal(f"Nothing in {source.record.name} can be {precision.upper()}: it has no float operation.")
         files = save_graph(result.model, job.work / "model.onnx")
-        on_gpu = target.device_class == "cuda"
         checked = rounded(model, result.touched, precision) if on_gpu else files[0]
         figures, verdict = _check(job, source, checked, batches, tolerance, precision)
         if not verdict:
             break
     if verdict:
         raise Refusal(f"{precision.upper()} does not hold the answers of {source.record.name}: {verdict}.")
+    try:
+        crashing = crashing_optimisers(files[0])
+    except Crashes:  # only for a GPU: for the CPU its answers were asked for
+        crashing = ()
     summary = f"{len(result.touched)} nodes in {precision.upper()}, {len(result.left)} left in FP32"
     if on_gpu:
         summary += "; checked by rounding every value to 16 bits on the CPU"
+    if crashing:
+        figures["left_out"] = ", ".join(crashing)
+        summary += (
+            f"; ONNX Runtime crashes while it loads this graph on a CPU, so its optimiser {crashing[0]} is left out "
+            f"here: where it is used on a CPU, set the session option {LEAVE_OUT} to that name"
+        )
     return [
         VariantFiles(
             format="onnx",
@@ -157,12 +181,16 @@ def _check(
     job: JobContext, source: LoadedVariant, graph: Any, batches: list[dict[str, Any]], tolerance: float, precision: str
 ) -> tuple[dict[str, Any], str]:
     """(figures, why the answers do not hold or "")."""
-    from ..graphs.verification import compare_outputs, crashes_on_load, run_graph, varying_outputs
+    from ..graphs.sessions import Crashes
+    from ..graphs.verification import compare_outputs, run_graph, varying_outputs
 
-    if isinstance(graph, Path) and crashes_on_load(graph):
-        return {}, "ONNX Runtime's CPU provider crashes while it loads the graph"
     try:
         outputs = run_graph(graph, batches, job.spec.threads, optimize=isinstance(graph, Path))
+    except Crashes as crash:
+        raise Refusal(
+            f"{crash}, so the answers of {source.record.name} in {precision.upper()} cannot be compared: make it for "
+            "the target cuda or tensorrt."
+        ) from None
     except Exception as error:  # ONNX Runtime has a class for each status, below no class of its own
         line = str(error).strip().splitlines()[0][:200]
         if "NOT_IMPLEMENTED" in line:

@@ -18,6 +18,7 @@ from ..targets import Target
 from . import Changed, Needs, Parameters, Refusal, technique
 from .pytorch_weights import ABOUT_FORMAT, FORMATS, quantize_pytorch, why_not
 from .quantized_graphs import (
+    calibration_batches,
     compare_with_source,
     left_of,
     nothing_quantized,
@@ -223,7 +224,7 @@ def _fastest(
     from ..graphs.dynamic_search import fastest
 
     model, size = job.model, job.model.fixed_batch or 32
-    batches = list(model.calibration_batches(batch_size=size, limit=128)) if model.has_calibration_data else []
+    batches = calibration_batches(job, size, 128) if model.has_calibration_data else []
     tried = fastest(
         flavours,
         prepared,
@@ -439,7 +440,7 @@ def _calibration(job: JobContext, parameters: QuantizeStatic) -> tuple[list[dict
     model = job.model
     size = model.fixed_batch or min(32, parameters.samples)
     if model.has_calibration_data:
-        batches = list(model.calibration_batches(batch_size=size, limit=max(parameters.samples, size)))
+        batches = calibration_batches(job, size, max(parameters.samples, size))
         if batches:
             return batches, False
     if not parameters.synthetic:

@@ -10,6 +10,7 @@ levels of this one target, are no better than the source in float, and every run
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
@@ -20,7 +21,6 @@ from . import Changed, Needs, Parameters, Refusal, technique
 
 if TYPE_CHECKING:
     from ..context import JobContext, LoadedVariant, VariantFiles
-    from ..training.quantized import Deployed
 
 
 class QuantizeAware(Parameters, frozen=True, tag="quantize-aware-training"):
@@ -88,6 +88,7 @@ def quantize_aware_training(source: LoadedVariant, parameters: QuantizeAware, jo
     from ..graphs.onnx_graph import is_portable, save_graph
     from ..graphs.precision import convert
     from ..graphs.preparation import OpsetTooOld, with_shapes
+    from ..models.finite import NotFinite
     from ..training.quantized import NothingToTrain, train_quantized
 
     try:
@@ -98,8 +99,10 @@ def quantize_aware_training(source: LoadedVariant, parameters: QuantizeAware, jo
         deployed = train_quantized(source, parameters, job, target)
     except NothingToTrain as nothing:
         raise Refusal(f"{source.record.name} cannot be trained for INT8: {nothing}.") from None
-    except (ExportFailed, OpsetTooOld) as failure:
+    except (ExportFailed, OpsetTooOld, NotFinite) as failure:
         raise Refusal(str(failure)) from None
+    if reason := worse_than_static(deployed.figures, job.spec.limit):
+        raise Refusal(f"The training made {source.record.name} worse in INT8, so nothing is kept: {reason}.")
     result = deployed.result
     written = result.model
     if target.float_type == "float16":
@@ -124,7 +127,7 @@ def quantize_aware_training(source: LoadedVariant, parameters: QuantizeAware, jo
             format="onnx",
             files=files,
             changed=Changed(
-                summary=_summary(deployed, target, figures),
+                summary=_summary(target, figures),
                 touched=tuple(result.touched),
                 left=tuple(Left(name=name, reason=reason) for name, reason in (result.left | left).items()),
                 figures=figures,
@@ -137,7 +140,24 @@ def quantize_aware_training(source: LoadedVariant, parameters: QuantizeAware, jo
     ]
 
 
-def _summary(deployed: Deployed, target: Target, figures: dict[str, Any]) -> str:
+def worse_than_static(figures: dict[str, Any], limit: float) -> str:
+    """The accuracies, where what was trained has lost more than `limit`, and than chance, against where it started.
+
+    Chance: twice the standard error of the difference of two shares of so many samples. Else "".
+    """
+    after, static, before = (figures[f"held_out_accuracy{which}"] for which in ("", "_static", "_before"))
+    if after is None or before < 0:
+        return ""
+    variance = sum(max(share * (1 - share), 0.0) for share in (after, static))
+    if static - after <= max(limit, 2 * math.sqrt(variance / figures["held_out_samples"])):
+        return ""
+    return (
+        f"on held-out training data {after:.2%} are right after it, {static:.2%} with plain quantize-static, "
+        f"{before:.2%} in float. Use quantize-static, or train longer, with a lower learning_rate or with more data"
+    )
+
+
+def _summary(target: Target, figures: dict[str, Any]) -> str:
     """What was done, and what it was worth beside plain static quantization with the same settings."""
     text = (
         f"{figures['quantized_nodes']} nodes quantized for {target.name}, {figures['quantized_weight_share']:.0%} of "
@@ -148,5 +168,5 @@ def _summary(deployed: Deployed, target: Target, figures: dict[str, Any]) -> str
         return text
     text += f"; on held-out training data {after:.2%} right, {static:.2%} without the training, {before:.2%} in float"
     if after <= static:
-        text += ": plain quantize-static does as well here"
+        text += f": plain quantize-static does {'better' if after < static else 'as well'} here"
     return text

@@ -41,6 +41,16 @@ def target_of(job: JobContext) -> Target:
         raise Refusal(str(error)) from None
 
 
+def calibration_batches(job: JobContext, size: int, limit: int) -> list[Any]:
+    """Batches to calibrate on, without samples that are not finite (the log says how many). Raises Refusal for most."""
+    from ..models.finite import NotFinite, finite_calibration
+
+    try:
+        return finite_calibration(job.model, size, limit, job.log)
+    except NotFinite as error:
+        raise Refusal(str(error)) from None
+
+
 def compare_with_source(job: JobContext, source: Any, quantized: Any) -> dict[str, float | str]:
     """Distance of the quantized outputs from the source's, on a few inputs."""
     from ..graphs.verification import compare_graphs

@@ -16,7 +16,15 @@ from ..protocol import Hardware, ModelInfo, Variant
 from ..targets import Target
 from . import Changed, Parameters, Refusal, technique, with_defaults
 from .pytorch_weights import ABOUT_FORMAT, FORMATS, quantize_pytorch, why_not
-from .quantized_graphs import MOST_WEIGHTS, left_of, nothing_quantized, refuse_quantized, refuse_unknown, target_of
+from .quantized_graphs import (
+    MOST_WEIGHTS,
+    calibration_batches,
+    left_of,
+    nothing_quantized,
+    refuse_quantized,
+    refuse_unknown,
+    target_of,
+)
 
 if TYPE_CHECKING:
     from ..context import JobContext, LoadedVariant, VariantFiles
@@ -75,9 +83,11 @@ def refuse_int4(variant: Variant, model: ModelInfo, hardware: Hardware, paramete
         return why_not("INT4 weights", variant, chosen)
     operators = set(model.operators)
     if operators and not operators & {"MatMul", "Gemm", "Gather", "Attention"}:
+        others = {"Conv": "quantize-static", "LSTM": "quantize-dynamic"}
+        fitting = " or ".join(tag for kind, tag in others.items() if kind in operators)
         return (
             f"There are no 4-bit kernels for what {variant.name} is made of ({', '.join(sorted(operators)[:4])}): only "
-            "for matrix products and embeddings. Use quantize-static or quantize-dynamic."
+            f"for matrix products and embeddings.{f' Use {fitting}.' if fitting else ''}"
         )
     figures = variant.changed.figures if variant.changed is not None else {}
     if figures.get("quantized_weight_share"):
@@ -115,7 +125,7 @@ def quantize_int4(source: LoadedVariant, parameters: QuantizeInt4, job: JobConte
     job.progress(0, 10, "preparing the graph")
     plan = _planned(source, parameters, form)
     learn, judge, real = _data(job, parameters)
-    methods = _methods(parameters, real)
+    methods = _methods(parameters, real, bool(plan.products))
     tried: dict[str, Any] = {}
     for index, method in enumerate(methods):
 
@@ -221,7 +231,7 @@ def _data(job: JobContext, parameters: QuantizeInt4) -> tuple[list[Any], list[An
     model, batches = job.model, []
     if model.has_calibration_data:
         size = model.fixed_batch or min(16, parameters.samples)
-        batches = list(model.calibration_batches(batch_size=size, limit=max(parameters.samples, size)))
+        batches = calibration_batches(job, size, max(parameters.samples, size))
     if not batches:  # fewer samples than a fixed batch takes, too
         made_up = [model.example(model.fixed_batch or MADE_UP_BATCH, seed=seed) for seed in (1, 2)]
         return [], made_up, False
@@ -229,15 +239,21 @@ def _data(job: JobContext, parameters: QuantizeInt4) -> tuple[list[Any], list[An
     return [batch for index, batch in enumerate(batches) if index % HELD_OUT] or judge, judge, True
 
 
-def _methods(parameters: QuantizeInt4, real: bool) -> tuple[Literal["rtn", "least-error", "gptq"], ...]:
+def _methods(parameters: QuantizeInt4, real: bool, products: bool) -> tuple[Literal["rtn", "least-error", "gptq"], ...]:
+    """What to try. `real`: there is calibration data; `products`: there is a matrix product and not only embeddings."""
     if parameters.method != "auto":
+        if parameters.method == "gptq" and not products:
+            raise Refusal(
+                "GPTQ rounds matrix products, and only embeddings can be put into 4 bits here: choose "
+                'method = "least-error".'
+            )
         if parameters.method == "gptq" and not real:
             raise Refusal(
                 "GPTQ needs data to calibrate on, at least one whole batch: add calibration_data(), or choose "
                 'method = "least-error".'
             )
         return (parameters.method,)
-    return ("rtn", "least-error", "gptq") if real else ("rtn", "least-error")
+    return ("rtn", "least-error", "gptq") if real and products else ("rtn", "least-error")
 
 
 def _distance(source: LoadedVariant, model: Any, batches: list[Any], threads: int) -> Any:
@@ -250,9 +266,8 @@ def _distance(source: LoadedVariant, model: Any, batches: list[Any], threads: in
 
 
 def _summary(written: Any, plan: Any, method: str, parameters: QuantizeInt4, target: Target) -> str:
-    text = f"{len(plan.products)} matrix products"
-    if plan.tables:
-        text += f" and {len(plan.tables)} embedding{'s' if len(plan.tables) > 1 else ''}"
+    counts = {"matrix product": len(plan.products), "embedding": len(plan.tables)}
+    text = " and ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items() if count)
     text += f" in 4 bits for {target.name}, blocks of {parameters.block_size} by {method}, {written.share:.0%} of the "
     text += "weights"
     if written.share < MOST_WEIGHTS:

@@ -29,6 +29,7 @@ from ..graphs.onnx_graph import Graph, save_graph
 from ..graphs.preparation import LEAST_OPSET, prepare
 from ..graphs.static_recipe import Quantizer, Result, Settings, Trained
 from ..graphs.verification import compare_outputs, run_graph
+from ..models.finite import finite_calibration
 from ..targets import Target
 from . import Course, Plan, held_out_accuracy, train
 from .call_matching import RECURRENT_LIMITS, Matching, fold_batch_norms, folded_factor, match, record
@@ -75,7 +76,7 @@ class _Work:
         self.threads = job.spec.threads
         self.example = self.model.example(self.model.fixed_batch or TRACE_BATCH)
         size = self.model.fixed_batch or min(32, parameters.samples)
-        self.calibration = list(self.model.calibration_batches(batch_size=size, limit=max(parameters.samples, size)))
+        self.calibration = finite_calibration(self.model, size, max(parameters.samples, size), job.log)
 
     def run(self) -> Deployed:
         parameters, job, target = self.parameters, self.job, self.target
@@ -103,6 +104,7 @@ class _Work:
             job.log(INEXACT)
         float_accuracy = self._float_accuracy(original, data)
         figures: dict[str, Any] = {
+            "held_out_samples": data.held_out_samples,
             "held_out_accuracy_before": float_accuracy,
             "held_out_accuracy_static": self._deployed_accuracy(before.model, data),
         }

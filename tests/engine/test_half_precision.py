@@ -4,12 +4,28 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
-from technique_jobs import CONVOLUTIONAL, IMAGE, RECURRENT, ROWS, TOKENS, TRANSFORMER, apply, cosine, open_python
+from technique_jobs import (
+    CONVOLUTIONAL,
+    IMAGE,
+    RECURRENT,
+    ROWS,
+    TOKENS,
+    TRANSFORMER,
+    apply,
+    cosine,
+    open_python,
+    run_technique,
+)
 
+from engine.graphs import sessions
 from engine.graphs.onnx_graph import load_graph
 from engine.graphs.precision import convert, rounded
 from engine.graphs.preparation import with_shapes
+from engine.graphs.sessions import HALF_WEIGHTS, LEAVE_OUT, crashing_optimisers
 from engine.graphs.verification import compare_outputs, run_graph
+from engine.models import open_model
+from engine.protocol import Logged, ModelSource
+from engine.runtimes import RuntimeUnavailable, load
 from engine.techniques import Refusal
 
 
@@ -36,6 +52,13 @@ def test_fp16_halves_the_file_and_keeps_inputs_outputs_and_answers(tmp_path, bod
     assert cosine(source, half) > 0.999
     assert half.record.changed.figures["precision"] == "FP16"
     onnx.checker.check_model(load_graph(half.path), full_check=True)
+
+
+@pytest.mark.parametrize(("target", "told"), [("this-machine", True), ("cuda", False)])
+def test_the_log_says_that_a_cpu_gets_slower_by_it(tmp_path, target, told):
+    run = run_technique(exported(tmp_path, CONVOLUTIONAL, IMAGE), "quantize-fp16", tmp_path, target=target)
+    logged = [message.text for message in run.messages if isinstance(message, Logged)]
+    assert any("most graphs get smaller by them, but slower" in text for text in logged) == told
 
 
 def test_values_that_do_not_fit_stay_in_fp32(tmp_path):
@@ -127,3 +150,45 @@ def test_a_value_of_unknown_type_names_its_node(tmp_path):
     assert known
     left = convert(model, "fp16").left
     assert "not known" in left[alien.name]
+
+
+CRASHING = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(200, 16)
+        self.first = nn.LSTM(16, 16, bidirectional=True, batch_first=True)
+        self.second = nn.GRU(32, 16, batch_first=True)
+        self.head = nn.Linear(16, 7)
+
+    def forward(self, tokens):
+        return self.head(self.second(self.first(self.embedding(tokens))[0])[0])
+"""
+
+
+@pytest.mark.parametrize("target", ["this-machine", "cuda"])
+def test_a_graph_that_crashes_onnx_runtime_runs_without_the_optimiser_that_crashes(tmp_path, target):
+    """In ONNX Runtime 1.32; a later one that does not crash leaves nothing out."""
+    source = exported(tmp_path, CRASHING, TOKENS)
+    half = apply(source, "quantize-fp16", tmp_path, target=target)
+    crashes = crashing_optimisers(half.path) == (HALF_WEIGHTS,)
+    assert crashing_optimisers(source.path) == ()
+    changed = half.record.changed
+    assert changed.figures["cosine"] > 0.999
+    assert changed.figures.get("left_out") == (HALF_WEIGHTS if crashes else None)
+    assert (f"set the session option {LEAVE_OUT}" in changed.summary) == crashes
+    batch = source.model.example(3)
+    answers = load(half, "onnxruntime", threads=1).run(batch)
+    assert compare_outputs([answers], run_graph(load_graph(half.path), [batch])).cosine > 0.999
+    opened = open_model(ModelSource(path=str(half.path), kind="onnx", sha256="", shapes={"tokens": ["batch", 10]}))
+    assert opened.example(2)["tokens"].shape == (2, 10)
+
+
+def test_a_graph_that_crashes_whatever_is_left_out_is_not_said_to_answer_otherwise(tmp_path, monkeypatch):
+    source = exported(tmp_path, CONVOLUTIONAL, IMAGE)
+    monkeypatch.setattr(sessions, "_crashes", lambda path, left_out: True)
+    with pytest.raises(Refusal, match=r"crashes while it loads .* so the answers .* cannot be compared"):
+        apply(source, "quantize-fp16", tmp_path)
+    made = apply(source, "quantize-fp16", tmp_path, target="cuda")
+    with pytest.raises(RuntimeUnavailable, match=r"crashes while it loads the graph on a CPU: .* cannot run here"):
+        load(made, "onnxruntime")

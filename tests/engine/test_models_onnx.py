@@ -64,6 +64,27 @@ def test_open_axes_beside_the_batch_are_asked_for_in_one_sentence(tmp_path: Path
     assert opened(path, shapes={"x": [1, 3, 8, 10]}).fixed_batch == 1
 
 
+def test_the_graphs_own_name_of_its_batch_axis_may_be_given_for_it(tmp_path: Path) -> None:
+    path = save_graph(
+        tmp_path / "net.onnx",
+        [helper.make_node("Relu", ["x"], ["y"])],
+        {"x": (FLOAT, ["b", "seq"])},
+        {"y": (FLOAT, ["b", "seq"])},
+    )
+    assert opened(path, shapes={"x": ["b", 32]}).inputs[0].shape == ("batch", 32)
+    assert opened(path, shapes={"x": [16, "batch"]}).inputs[0].shape == (16, "batch")
+    assert "axis 1 of x as 'seq': it must be a size" in refusal(path, shapes={"x": ["b", "seq"]})
+
+
+def test_a_file_with_damaged_names_is_called_damaged(tmp_path: Path) -> None:
+    """ONNX Runtime quotes the name in its message, which Python then cannot read."""
+    path = linear_graph(tmp_path / "net.onnx")
+    content = path.read_bytes()
+    assert content.count(b"MatMul") or content.count(b"Gemm")
+    path.write_bytes(content.replace(b"MatMul", b"Mat\x8bul").replace(b"Gemm", b"G\x8bmm"))
+    assert "a name in it is no text, so the file is probably damaged" in refusal(path)
+
+
 @pytest.mark.parametrize(
     ("shapes", "expected"),
     [

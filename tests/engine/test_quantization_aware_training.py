@@ -9,8 +9,14 @@ from onnx import numpy_helper
 from engine.context import JobCancelled
 from engine.hardware import read_processor
 from engine.protocol import FileRecord, Hardware, Logged, ModelInfo, ModelSource, Progressed, Variant
+from engine.targets import resolve_target
 from engine.techniques import Refusal, describe, find_technique, parse_parameters
-from engine.techniques.quantization_aware_training import QuantizeAware, quantize_aware_training
+from engine.techniques.quantization_aware_training import (
+    QuantizeAware,
+    _summary,
+    quantize_aware_training,
+    worse_than_static,
+)
 from engine.training.checkpoints import checkpoints_for
 
 from .learning_models import CNN_FILE, RECURRENT_FILE, TRANSFORMER_FILE, baseline, make_job, open_text, points
@@ -109,6 +115,28 @@ def test_it_wins_back_what_plain_static_quantization_loses(tmp_path):
     assert len(weights) == 6
     for tensor in weights:
         assert set(np.unique(numpy_helper.to_array(tensor))) <= {-1, 0, 1}
+
+
+def test_a_training_that_makes_it_worse_is_refused_with_the_figures(tmp_path):
+    """A learning rate that ruins the network at once."""
+    model = trained_file(CNN_FILE, tmp_path)
+    with pytest.raises(Refusal, match=r"worse in INT8, .*% with plain quantize-static, .*% in float"):
+        run(model, tmp_path, epochs=0.3, learning_rate=0.3)
+
+
+@pytest.mark.parametrize(("after", "said"), [(0.84, "does better here"), (0.85, "does as well here"), (0.86, None)])
+def test_plain_static_quantization_is_called_better_where_it_is(after, said):
+    accuracies = {"held_out_accuracy": after, "held_out_accuracy_static": 0.85, "held_out_accuracy_before": 0.9}
+    rest = {"quantized_nodes": 3, "trained_nodes": 3, "quantized_weight_share": 1.0, "steps": 7}
+    text = _summary(resolve_target("cpu-vnni", VNNI), accuracies | rest)
+    assert text.endswith(f"plain quantize-static {said}" if said else "in float")
+
+
+def test_only_a_loss_beyond_the_limit_and_chance_counts_as_worse():
+    accuracies = {"held_out_accuracy": 0.78, "held_out_accuracy_static": 0.85, "held_out_accuracy_before": 0.9}
+    assert worse_than_static(accuracies | {"held_out_samples": 2000}, 0.05)
+    assert not worse_than_static(accuracies | {"held_out_samples": 2000}, 0.1)
+    assert not worse_than_static(accuracies | {"held_out_samples": 64}, 0.05)
 
 
 def test_everything_it_quantizes_runs_in_integers(tmp_path):

@@ -129,6 +129,18 @@ def test_any_other_target_is_refused_with_what_it_is(sources, tmp_path):
         apply(sources["convolutions"], "quantize-fp8", tmp_path, target="cuda")
 
 
+def test_that_it_can_never_run_here_is_said_before_data_is_asked_for(sources):
+    source = sources["convolutions"]
+    processor = Processor(name="p", features=("avx2",), physical_cores=1, logical_cores=1, memory_bytes=1)
+    model = ModelInfo(
+        name="m", source=source.model.source, inputs=(), outputs=(), offers=(), labelled=False, operators=("Conv",)
+    )
+    hardware = Hardware(hostname="h", processor=processor)
+    chosen = find_technique("quantize-fp8")
+    assert "needs an NVIDIA GPU" in why_unavailable(chosen, source.record, model, hardware)
+    assert "needs data to calibrate on" in why_unavailable(chosen, source.record, model, hardware, target="tensorrt")
+
+
 def test_a_network_without_fitting_layers_is_refused(tmp_path):
     small = apply(open_python(tmp_path, CONVOLUTIONAL.replace("16", "12"), IMAGE), "export-onnx", tmp_path)
     with pytest.raises(Refusal, match="multiple of 16"):

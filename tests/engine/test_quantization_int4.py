@@ -1,5 +1,6 @@
 """INT4 weights: blocks, three ways of rounding, two forms of graph, and the truth about what has no 4-bit kernel."""
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -10,6 +11,7 @@ from technique_jobs import (
     RECURRENT,
     ROWS,
     TOKENS,
+    VNNI,
     apply,
     cosine,
     open_python,
@@ -21,8 +23,9 @@ from technique_jobs import (
 from engine.graphs.four_bits import Blocks, compensated, least_error, output_error, rounded
 from engine.graphs.onnx_graph import load_graph
 from engine.graphs.verification import run_graph
-from engine.protocol import Logged
+from engine.protocol import Hardware, Logged
 from engine.techniques import Refusal, find_technique, parse_parameters
+from engine.techniques.weight_quantization import refuse_int4
 
 WIDE = """
 class Net(nn.Module):
@@ -241,6 +244,20 @@ def test_a_recurrent_network_is_refused_with_the_reason(tmp_path):
         apply(source, "quantize-int4", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("operators", "advice"),
+    [
+        (("Conv", "Relu"), "embeddings. Use quantize-static."),
+        (("Conv", "LSTM"), "embeddings. Use quantize-static or quantize-dynamic."),
+        (("Relu", "Sigmoid"), "matrix products and embeddings."),
+    ],
+)
+def test_only_what_can_be_done_is_advised_instead(transformer, operators, advice):
+    model = msgspec.structs.replace(transformer.model.info(), operators=operators)
+    hardware = Hardware(hostname="h", processor=VNNI)
+    assert refuse_int4(transformer.record, model, hardware, None).endswith(advice)
+
+
 def test_a_network_of_convolutions_with_one_product_is_refused(tmp_path):
     body = CONVOLUTIONAL.replace("nn.Linear(16, 5)", "nn.Linear(16, 260)").replace(
         "self.pool =",
@@ -294,14 +311,36 @@ def test_samples_that_are_learned_from_and_judged_by_count_once(tmp_path, monkey
         assert figures["calibration_samples"] == 16 * count
 
 
-def test_gptq_is_left_out_or_refused_where_calibration_data_is_not_finite(tmp_path, monkeypatch):
+def test_gptq_is_left_out_or_refused_where_a_value_inside_is_not_finite(tmp_path, monkeypatch):
     source = apply(open_python(tmp_path, PRODUCTS, "torch.randn(batch_size, 64)"), "export-onnx", tmp_path)
     real = list(source.model.calibration_batches(batch_size=16, limit=64))
-    real[1]["x"][3, 5] = np.nan
+    real[1]["x"][3] = 3e38  # the products overflow
     monkeypatch.setattr(source.model, "calibration_batches", lambda batch_size, limit: iter(real))
     run = run_technique(source, "quantize-int4", tmp_path)
     assert "sqnr_db_gptq" not in run.variants[0].record.changed.figures
     logged = [message.text for message in run.messages if isinstance(message, Logged)]
     assert "gptq is left out: the inputs of first/Gemm are not all finite on the calibration data." in logged
     with pytest.raises(Refusal, match="GPTQ cannot be used: the inputs of first/Gemm"):
+        apply(source, "quantize-int4", tmp_path, method="gptq")
+
+
+ONLY_ROWS = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(400, 64)
+        self.recurrent = nn.GRU(64, 16, batch_first=True)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, tokens):
+        return self.head(self.recurrent(self.embedding(tokens))[0].mean(dim=1))
+"""
+
+
+def test_a_graph_of_which_only_the_embedding_fits_gets_it_in_four_bits_without_gptq(tmp_path):
+    source = apply(open_python(tmp_path, ONLY_ROWS, TOKENS.replace("200", "400")), "export-onnx", tmp_path)
+    changed = apply(source, "quantize-int4", tmp_path).record.changed
+    assert changed.summary.startswith("1 embedding in 4 bits")
+    assert "sqnr_db_gptq" not in changed.figures
+    with pytest.raises(Refusal, match="only embeddings can be put into 4 bits"):
         apply(source, "quantize-int4", tmp_path, method="gptq")

@@ -139,6 +139,17 @@ async def test_variants_from_another_class_of_processor_are_made_again(bench):
     assert all(step.notice is None for step in run.steps if step.word != "quantize-static")
 
 
+@pytest.mark.parametrize("target", ["cpu-vnni", "cuda"])
+async def test_16_bit_floats_for_a_cpu_are_said_to_be_slower_there(bench, target):
+    chain = CHAIN.replace("quantize-static", "quantize-fp16").replace('"int8"', f'"half"\ntarget = "{target}"')
+    for _ in range(2):
+        notice = (await bench.recipe(chain)).steps[1].notice
+        if target == "cuda":
+            assert notice is None
+        else:
+            assert "on a CPU (cpu-vnni) most graphs get smaller by them, but slower" in notice
+
+
 async def test_a_refused_step_runs_nothing_and_says_why(bench):
     run = await bench.recipe('model = "net.py"\n[[steps]]\ntechnique = "quantize-static"\n')
     assert statuses(run) == ["refused"]
