@@ -19,6 +19,7 @@ import onnxruntime
 from ..context import JobContext, LoadedVariant
 from ..graphs.executed_nodes import nodes_behind
 from ..graphs.onnx_graph import EXTERNAL_DATA_BYTES, Graph
+from ..graphs.sessions import LEAVE_OUT, crashing_optimisers
 from ..graphs.verification import INTEGER_KERNELS
 from ..protocol import OperatorTime
 from ..runtimes import Runner
@@ -57,7 +58,10 @@ def operator_times(
         options.intra_op_num_threads = runner.threads
         options.inter_op_num_threads = 1
     providers: list[Any] = ["CPUExecutionProvider"]
-    if runner.device != "cpu":
+    if runner.device == "cpu":
+        if unwanted := crashing_optimisers(variant.path):
+            options.add_session_config_entry(LEAVE_OUT, ";".join(unwanted))
+    else:
         index = runner.device.partition(":")[2] or "0"
         providers = [("CUDAExecutionProvider", {"device_id": index}), "CPUExecutionProvider"]
     session = onnxruntime.InferenceSession(path, options, providers=providers)
