@@ -151,11 +151,14 @@ def explained(found: Explanation, width: int) -> Content:
     parts = [
         Content.assemble(
             (f"{figures.ratio(ratio.ratio)} {ratio.verdict}", f"bold {style}"),
-            (f"  ({figures.interval(ratio.low, ratio.high)})  {clean(where, 60)}, batch {found.batch_size}", "$muted"),
+            (f"  ({figures.interval(ratio.low, ratio.high)}), timed in turns", "$muted"),
+            (f"  {clean(where, 60)}, batch {found.batch_size}", "$muted"),
         ),
         content(found.cause, limit=2000),
         Content(""),
-        Content.styled(f"{fit('operator', 30)}{fit('computes in', 22)}{'before':>12}{'after':>12}", "$primary"),
+        Content.styled(
+            f"{fit('operator in the profile', 30)}{fit('computes in', 22)}{'before':>12}{'after':>12}", "$primary"
+        ),
     ]
     for row in found.changes[:OPERATORS]:
         kind = f"{row.precision or ''} {row.operands or ''}".strip()
