@@ -219,6 +219,37 @@ def test_a_factor_moved_behind_an_addition_is_no_error(tmp_path: Path) -> None:
     assert all(one.cosine == pytest.approx(1.0) for one in layers)
 
 
+def test_a_mask_that_was_raised_is_no_error(tmp_path: Path) -> None:
+    paths = []
+    for name, mask, factor in (("before", -3.4e38, 1.0), ("after", -60.0, 1.01)):
+        maker = GraphMaker(size=8)
+        maker.constant("none", np.float32(0))
+        maker.constant("mask", np.float32(mask))
+        maker.constant("factor", np.float32(factor))
+        positive = maker.add("Greater", ["x", "none"], "positive")
+        scores = maker.add("Mul", ["x", "factor"], "scores")
+        masked = maker.add("Where", [positive, scores, "mask"], "masked")
+        onnx.save(maker.model(maker.add("Softmax", [masked], "shares")), tmp_path / f"{name}.onnx")
+        paths.append(tmp_path / f"{name}.onnx")
+    inputs = {"x": np.random.default_rng(0).standard_normal((2, CHANNELS, 8, 8)).astype(np.float32)}
+    found = {one.type: one for one in layer_errors(paths[1], paths[0], inputs, 1, tmp_path)}
+    assert found["Where"].sqnr_db == pytest.approx(40.0, abs=0.5)
+    assert found["Where"].drop_db == pytest.approx(0.0, abs=0.5)
+
+
+def test_a_layer_with_a_cast_behind_it_is_listed_once(tmp_path: Path) -> None:
+    plain, cast = GraphMaker(size=8), GraphMaker(size=8)
+    onnx.save(plain.model(plain.add("Relu", ["x"], "relu")), tmp_path / "before.onnx")
+    model = cast.model(cast.add("Relu", ["x"], "relu"))
+    (node,) = [one for one in model.graph.node if one.op_type == "Relu"]
+    name, node.output[0] = node.output[0], "in_half"
+    model.graph.node.append(onnx.helper.make_node("Cast", ["in_half"], [name], name="cast", to=onnx.TensorProto.FLOAT))
+    onnx.save(model, tmp_path / "after.onnx")
+    inputs = {"x": np.random.default_rng(0).standard_normal((2, CHANNELS, 8, 8)).astype(np.float32)}
+    layers = layer_errors(tmp_path / "after.onnx", tmp_path / "before.onnx", inputs, 1, tmp_path)
+    assert [one.node for one in layers] == ["relu/Relu"]
+
+
 @pytest.mark.parametrize(
     ("network", "example", "technique", "options"),
     [
