@@ -16,25 +16,35 @@ from .. import __version__
 from ..hardware import read_processor
 from ..protocol import Accuracy, Changed, Failed, Latency, Ratio, RecipeRun, Step, Variant
 from ..recipes.steps import CANCELLED
+from ..safety import clean_text
 from ..session import Session, SessionError
 from ..session.ranking import best_variant, figures_of
 from . import load_tests, table
 from .expectations import expectation_of
 from .moving import warning_of
 
+FLAT = ("runtime", "device", "batch_size", "latency_ms", "throughput_per_s", "speedup", "speedup_over_parent")
+"""What an entry has of the measurement that stands for it."""
+
 STEP_STATUS = {"cancelled": "failed"}
 """Statuses that outsiders know by another word."""
 
 
 def render(
-    session: Session, command: str, format: str, run: str | None = None, variants: Iterable[str] = ()
+    session: Session,
+    command: str,
+    format: str,
+    run: str | None = None,
+    variants: Iterable[str] = (),
+    runtime: str | None = None,
 ) -> tuple[str, int]:
     """The results as text ("json", "csv" or "markdown") with the exit status the command line should end with.
 
     `run` is the run whose steps count (None: all steps, status 0). `variants` are names or ids, none meaning all.
-    Raises SessionError for a run or variant that does not exist.
+    With a `runtime` the figures of each variant are those under it.
+    Raises SessionError for a run or variant that does not exist, or a runtime that nothing was measured under.
     """
-    content = results(session, command, run, variants)
+    content = results(session, command, run, variants, runtime)
     status = exit_status(session, run)
     if format == "json":
         return json.dumps(content, indent=1, ensure_ascii=True, allow_nan=False) + "\n", status
@@ -45,7 +55,13 @@ def render(
     raise SessionError(f"There is no format {format!r}. Known: json, csv, markdown.")
 
 
-def results(session: Session, command: str, run: str | None = None, variants: Iterable[str] = ()) -> dict[str, Any]:
+def results(
+    session: Session,
+    command: str,
+    run: str | None = None,
+    variants: Iterable[str] = (),
+    runtime: str | None = None,
+) -> dict[str, Any]:
     """The results as plain data, ready for JSON: see the module's docstring. Raises SessionError."""
     chosen = [session.resolve(word) for word in variants] or list(session.variants.values())
     runs = [_run(session, run)] if run is not None else list(session.runs.values())
@@ -57,9 +73,13 @@ def results(session: Session, command: str, run: str | None = None, variants: It
         "model": None if model is None else {"name": model.name, "sha256": model.source.sha256},
         "accuracy_limit": session.options.accuracy_limit,
         "best": best.id if best is not None else None,
+        "runtime": runtime,
         "steps": [_step(step) for one in runs for step in one.steps],
         "variants": [
-            _variant(session, variant) | {"warning": warning_of(session, variant, processor)} for variant in chosen
+            _variant(session, variant)
+            | (_under(session, variant, runtime) if runtime is not None else {})
+            | {"warning": warning_of(session, variant, processor)}
+            for variant in chosen
         ],
     }
     if run is not None and runs[0].error:
@@ -132,8 +152,7 @@ def _variant(session: Session, variant: Variant) -> dict[str, Any]:
         "load_tests": load_tests.documents(session, variant),
     }
     flat = _latency(figures.best) if figures.best is not None else {}
-    keys = ("runtime", "device", "batch_size", "latency_ms", "throughput_per_s", "speedup", "speedup_over_parent")
-    return entry | {key: flat.get(key) for key in keys}
+    return entry | {key: flat.get(key) for key in FLAT}
 
 
 def _accuracy(accuracy: Accuracy | None, verdict: str | None) -> dict[str, Any] | None:
@@ -184,6 +203,19 @@ def _latency(latency: Latency) -> dict[str, Any]:
         "noise_floor": latency.noise_floor,
         "versions": where.versions,
     }
+
+
+def _under(session: Session, variant: Variant, runtime: str) -> dict[str, Any]:
+    """What an entry has of the measurements under this runtime, None where there are none. Raises SessionError."""
+    timed = [one for one in session.measurements.values() if isinstance(one, Latency | Accuracy)]
+    known = sorted({one.conditions.runtime for one in timed})
+    if runtime not in known:
+        raise SessionError(
+            f"Nothing was measured under {clean_text(runtime, 40)}. Measured: {', '.join(known) or 'nothing'}."
+        )
+    figures = figures_of(variant, [one for one in timed if one.conditions.runtime == runtime], session.options)
+    flat = _latency(figures.best) if figures.best is not None else {}
+    return {key: flat.get(key) for key in FLAT} | {"accuracy": _accuracy(figures.accuracy, figures.verdict)}
 
 
 def _ratio(ratio: Ratio | None) -> dict[str, Any] | None:
