@@ -151,7 +151,7 @@ def unusual_runtime(variant: Variant, found: Figures) -> str:
         return ""
     runtime = found.latency.conditions.runtime
     usual = "onnxruntime" if variant.format == "onnx" else "pytorch"
-    return "" if runtime == usual else f" · {clean(RUNTIMES.get(runtime, runtime), 16)}"
+    return "" if runtime == usual else f" · {clean(RUNTIMES.get(runtime, runtime), 9)}"
 
 
 def _headings(layout: Layout) -> Line:
