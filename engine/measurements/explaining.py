@@ -55,7 +55,7 @@ def explain_variant(job: JobContext, task: ExplainVariant) -> Explanation:
     )
     missing = missing_features(job, task.runtime, after.operators)
     disagreement = profiles_disagree(speedup, before.accounted_ms, after.accounted_ms)
-    sentence, notes = cause.sentence, [*([disagreement] if disagreement else []), *missing.values()]
+    sentence, notes = cause.sentence, list(missing.values())
     saturation = _saturation(job, variant, task.runtime, after.operators, size)
     if saturation is not None:
         harmful, text = saturation
@@ -76,7 +76,7 @@ def explain_variant(job: JobContext, task: ExplainVariant) -> Explanation:
         against_conditions=before.conditions,
         batch_size=size,
         speedup=speedup,
-        cause=sentence,
+        cause=f"{sentence} {disagreement}".rstrip(),
         cause_kind=cause.kind,
         latency_ms=after.latency_ms,
         against_latency_ms=before.latency_ms,

@@ -11,7 +11,7 @@ from technique_jobs import CONVOLUTIONAL, IMAGE, RECURRENT, ROWS, TOKENS, TRANSF
 from engine.graphs.affine_folding import fold_affine
 from engine.measurements import explaining, profiling
 from engine.measurements.layer_errors import layer_errors
-from engine.protocol import Processor
+from engine.protocol import Processor, Ratio
 
 NO_VNNI = Processor(name="old", features=("avx2",), physical_cores=2, logical_cores=2, memory_bytes=1 << 33)
 
@@ -326,3 +326,15 @@ def test_a_variant_against_its_own_copy_is_the_same(tmp_path: Path, processor: P
     assert [(one.type, one.before_calls) for one in found.changes] == [(o.type, o.after_calls) for o in found.changes]
     if found.speedup.ratio < 1.1:
         assert found.cause_kind == "same-operators"
+
+
+def test_profiles_that_disagree_with_calls_timed_in_turns_say_which_to_trust(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = chain(count=1)
+    before = graph_variant(tmp_path, "plain", plain.model(last(plain)))
+    after = graph_variant(tmp_path, "alike", plain.model(last(plain)), before)
+    measured = Ratio(ratio=14.4, low=11.0, high=19.7, verdict="FASTER", against="plain", against_variant="plain")
+    monkeypatch.setattr("engine.measurements.explaining._time_both", lambda *_: measured)
+    found = explain(tmp_path, after, before)
+    assert "Trust the speed-up of 14.40×: both were timed in turns." in found.cause

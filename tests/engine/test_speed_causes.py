@@ -186,6 +186,10 @@ def test_half_precision_that_is_computed_in_float_throughout_adds_only_casts() -
     kind, text = cause(side(*tiny), side(*tiny, operator("Cast", 0.0001, "c")))
     assert kind == "casts"
     assert "computes every operator in float32 as before: only casts are new, 1 cast takes" in text
+    slower = side(operator("Conv", 0.009, "a"), operator("Relu", 0.003, "b"), operator("Cast", 0.0001, "c"))
+    kind, text = cause(side(*tiny), slower)
+    assert kind == "operators"
+    assert "Conv: 1 in 0.005 ms → 1 in 0.009 ms" in text
 
 
 def test_casts_of_half_precision() -> None:
