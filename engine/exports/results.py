@@ -14,7 +14,7 @@ from typing import Any
 
 from .. import __version__
 from ..hardware import read_processor
-from ..protocol import Accuracy, Changed, Failed, Latency, Ratio, RecipeRun, Step, Variant
+from ..protocol import Accuracy, Changed, Failed, Latency, Measurement, Ratio, RecipeRun, Step, Variant
 from ..recipes.steps import CANCELLED
 from ..safety import clean_text
 from ..session import Session, SessionError
@@ -22,9 +22,6 @@ from ..session.ranking import best_variant, figures_of
 from . import load_tests, table
 from .expectations import expectation_of
 from .moving import warning_of
-
-FLAT = ("runtime", "device", "batch_size", "latency_ms", "throughput_per_s", "speedup", "speedup_over_parent")
-"""What an entry has of the measurement that stands for it."""
 
 STEP_STATUS = {"cancelled": "failed"}
 """Statuses that outsiders know by another word."""
@@ -73,12 +70,9 @@ def results(
         "model": None if model is None else {"name": model.name, "sha256": model.source.sha256},
         "accuracy_limit": session.options.accuracy_limit,
         "best": best.id if best is not None else None,
-        "runtime": runtime,
         "steps": [_step(step) for one in runs for step in one.steps],
         "variants": [
-            _variant(session, variant)
-            | (_under(session, variant, runtime) if runtime is not None else {})
-            | {"warning": warning_of(session, variant, processor)}
+            _variant(session, variant, runtime) | {"warning": warning_of(session, variant, processor)}
             for variant in chosen
         ],
     }
@@ -131,8 +125,8 @@ def _step(step: Step) -> dict[str, Any]:
     }
 
 
-def _variant(session: Session, variant: Variant) -> dict[str, Any]:
-    figures = figures_of(variant, list(session.measurements.values()), session.options)
+def _variant(session: Session, variant: Variant, runtime: str | None) -> dict[str, Any]:
+    figures = figures_of(variant, _measured(session, runtime), session.options)
     entry = {
         "id": variant.id,
         "name": variant.name,
@@ -152,7 +146,8 @@ def _variant(session: Session, variant: Variant) -> dict[str, Any]:
         "load_tests": load_tests.documents(session, variant),
     }
     flat = _latency(figures.best) if figures.best is not None else {}
-    return entry | {key: flat.get(key) for key in FLAT}
+    keys = ("runtime", "device", "batch_size", "latency_ms", "throughput_per_s", "speedup", "speedup_over_parent")
+    return entry | {key: flat.get(key) for key in keys}
 
 
 def _accuracy(accuracy: Accuracy | None, verdict: str | None) -> dict[str, Any] | None:
@@ -205,17 +200,18 @@ def _latency(latency: Latency) -> dict[str, Any]:
     }
 
 
-def _under(session: Session, variant: Variant, runtime: str) -> dict[str, Any]:
-    """What an entry has of the measurements under this runtime, None where there are none. Raises SessionError."""
-    timed = [one for one in session.measurements.values() if isinstance(one, Latency | Accuracy)]
-    known = sorted({one.conditions.runtime for one in timed})
-    if runtime not in known:
+def _measured(session: Session, runtime: str | None) -> list[Measurement]:
+    """Measurements under this runtime; None: all there are. Raises SessionError where there are none."""
+    everything = list(session.measurements.values())
+    if runtime is None:
+        return everything
+    timed = [one for one in everything if isinstance(one, Latency | Accuracy)]
+    if not any(one.conditions.runtime == runtime for one in timed):
+        known = sorted({one.conditions.runtime for one in timed})
         raise SessionError(
             f"Nothing was measured under {clean_text(runtime, 40)}. Measured: {', '.join(known) or 'nothing'}."
         )
-    figures = figures_of(variant, [one for one in timed if one.conditions.runtime == runtime], session.options)
-    flat = _latency(figures.best) if figures.best is not None else {}
-    return {key: flat.get(key) for key in FLAT} | {"accuracy": _accuracy(figures.accuracy, figures.verdict)}
+    return [one for one in timed if one.conditions.runtime == runtime]
 
 
 def _ratio(ratio: Ratio | None) -> dict[str, Any] | None:

@@ -127,7 +127,7 @@ def as_markdown(content: dict[str, Any], *, steps: bool) -> str:
                 f"- {markdown_cell(one['name'], NAME_LIMIT)}: {markdown_cell(one['notice'])}\n" for one in noticed
             ]
         parts += ["".join(lines)] if lines else []
-        others = elsewhere(content["variants"]) if not content["runtime"] else ""
+        others = elsewhere(content["variants"])
         parts += [others] if others else []
     else:
         parts.append("No variants yet.\n")
