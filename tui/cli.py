@@ -214,7 +214,8 @@ def _parser() -> argparse.ArgumentParser:
     applies.add_argument("--name", metavar="NAME", help="the new variant's name (default: the technique's tag)")
     applies.add_argument("--target", metavar="TARGET", help="this-machine, cpu-vnni, cpu-avx2, cpu-portable, …")
 
-    add("compare", "print the table of all variants", output)
+    compares = add("compare", "print the table of all variants", output)
+    compares.add_argument("--runtime", metavar="RUNTIME", help="figures under it (default: each variant's fastest)")
 
     explains = add("explain", "say why a variant is, or is not, faster than another", plain)
     explains.add_argument("variant", metavar="VARIANT", help="a name, an id or best")

@@ -17,7 +17,7 @@ class Figures(NamedTuple):
     """What is shown for one variant at one batch size."""
 
     latency: Latency | None = None
-    """Under the runtime where it is fastest; of several runs the newest."""
+    """Under the runtime with the greatest speed-up, as the engine's results have it; of several runs the newest."""
     accuracy: Accuracy | None = None
     """The newest, under the same runtime where there is one."""
     verdict: Verdict | None = None
@@ -71,7 +71,13 @@ def accuracies(snapshot: Snapshot, variant: str) -> list[Accuracy]:
 def figures_for(snapshot: Snapshot, variant: str, batch_size: int | None) -> Figures:
     """The figures that stand for a variant in the comparison."""
     timed = [one for one in latencies(snapshot, variant) if one.batch_size == batch_size]
-    latency = max(timed, key=lambda one: one.throughput_per_s, default=None)
+    device = snapshot.options.device.partition(",")[0]
+
+    def rank(one: Latency) -> tuple[bool, float, float]:
+        speed = one.speedup.ratio if one.speedup else 0.0
+        return (one.conditions.device.startswith(device), speed, one.throughput_per_s)
+
+    latency = max(timed, key=rank, default=None)
     judged = accuracies(snapshot, variant)
     if latency is not None:
         same = [one for one in judged if one.conditions.runtime == latency.conditions.runtime]

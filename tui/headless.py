@@ -73,7 +73,9 @@ async def open_model(session: Path, options: argparse.Namespace) -> int:
 async def compare(session: Path, options: argparse.Namespace) -> int:
     """`trimtab compare`: the table of everything the session holds."""
     async with attached(session) as client:
-        text = await client.request(GetResults(request=0, format=_format(options), command="compare"))
+        text = await client.request(
+            GetResults(request=0, format=_format(options), command="compare", runtime=options.runtime)
+        )
         assert isinstance(text, Text)
         print_result(text.text)
         return text.status

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from engine.protocol import Hardware, Job, Processor, Running, SessionOptions, Snapshot
+from engine.protocol import Hardware, Job, Latency, Processor, Running, SessionOptions, Snapshot
 
 from .curves import Curves
 
@@ -54,8 +54,9 @@ def batch_sizes(snapshot: Snapshot) -> tuple[int, ...]:
 
 
 def default_batch_size(snapshot: Snapshot) -> int | None:
-    """Eight where it is offered, else the largest."""
-    offered = batch_sizes(snapshot)
+    """Eight where it was measured, else the largest that was; before anything was, of those that are asked for."""
+    timed = {one.batch_size for one in snapshot.measurements if isinstance(one, Latency)}
+    offered = sorted(timed) or batch_sizes(snapshot)
     return 8 if 8 in offered else offered[-1] if offered else None
 
 

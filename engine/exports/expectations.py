@@ -6,7 +6,7 @@ the loss is the drop of accuracy against the baseline.
 
 from typing import Any, NamedTuple
 
-from ..protocol import Variant
+from ..protocol import Accuracy, Explanation, Latency, Variant
 from ..session import Session
 from ..session.ranking import figures_of
 from ..techniques import Refusal, find_technique
@@ -40,13 +40,16 @@ SIZE_TOLERANCE = 0.15
 """A size is as expected within this share of it: scales, biases and what stays in float take room too."""
 
 
-def expectation_of(session: Session, variant: Variant) -> dict[str, Any] | None:
-    """Expected and measured, None for the baseline. What was not measured is None."""
+def expectation_of(session: Session, variant: Variant, answer: Explanation | None = None) -> dict[str, Any] | None:
+    """Expected and measured, None for the baseline. What was not measured is None.
+
+    Beside an `answer` to why it is (not) faster, the figures are those of its runtime, and the speed-up is its own.
+    """
     try:
         text = find_technique(variant.technique or "").expectation
     except Refusal:
         return None
-    measured = _measured(session, variant)
+    measured = _measured(session, variant, answer)
     numbers = EXPECTED.get(variant.technique or "")
     content: dict[str, Any] = {"text": text or None, "expected": None, "measured": measured, "verdict": None}
     if numbers is not None:
@@ -59,8 +62,11 @@ def expectation_of(session: Session, variant: Variant) -> dict[str, Any] | None:
     return content
 
 
-def sentence(content: dict[str, Any] | None) -> str:
-    """ "Expected: size 25 %, … Measured: size 26 %, 6.88× (more), drop 0.18 points (less)."; "" where there is none."""
+def sentence(content: dict[str, Any] | None, where: str = "") -> str:
+    """ "Expected: size 25 %, … Measured: size 26 %, 6.88× (more), drop 0.18 points (less)."; "" where there is none.
+
+    `where` goes behind "Measured": " under openvino, against its parent".
+    """
     if content is None:
         return ""
     measured, verdict = content["measured"], content["verdict"] or {}
@@ -71,13 +77,22 @@ def sentence(content: dict[str, Any] | None) -> str:
     }
     parts = [f"{text} ({verdict[key]})" if verdict.get(key) else str(text) for key, text in shown.items() if text]
     expected = f"Expected: {content['text']}. " if content["text"] else ""
-    return f"{expected}Measured: {', '.join(parts) or 'nothing yet'}."
+    return f"{expected}Measured{where}: {', '.join(parts) or 'nothing yet'}."
 
 
-def _measured(session: Session, variant: Variant) -> dict[str, float | None]:
+def _measured(session: Session, variant: Variant, answer: Explanation | None) -> dict[str, float | None]:
     parent = session.variants.get(variant.parent or "")
-    known = figures_of(variant, list(session.measurements.values()), session.options)
+    measurements = list(session.measurements.values())
+    if answer is not None:
+        measurements = [
+            one
+            for one in measurements
+            if isinstance(one, Latency | Accuracy) and one.conditions.runtime == answer.conditions.runtime
+        ]
+    known = figures_of(variant, measurements, session.options)
     ratio = None if known.best is None else known.best.speedup_over_parent or known.best.speedup
+    if answer is not None and answer.against == variant.parent:
+        ratio = answer.speedup
     return {
         "size": variant.size_bytes / parent.size_bytes if parent is not None and parent.size_bytes else None,
         "speedup": None if ratio is None else ratio.ratio,

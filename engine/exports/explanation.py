@@ -60,7 +60,7 @@ def as_data(session: Session, found: Explanation) -> dict[str, Any]:
             }
             for row in found.changes
         ],
-        "expectation": None if known is None else expectation_of(session, known),
+        "expectation": None if known is None else expectation_of(session, known, found),
         "unfused": [
             {
                 "node": one.node,
@@ -160,10 +160,11 @@ def _markdown(content: dict[str, Any]) -> str:
     name, against = (_name(content[key]) for key in ("variant", "against"))
     parts = [
         f"{name} against {against}: {figures.times(ratio['ratio'])} ({ratio['low']:.2f}–{ratio['high']:.2f}) "
-        f"{ratio['verdict']} · {_where(content)} · batch {content['batch_size']}",
+        f"{ratio['verdict']}, timed in turns · {_where(content)} · batch {content['batch_size']}",
         clean_text(content["cause"], 2000),
     ]
-    if expected := sentence(content["expectation"]):
+    where = f" under {content['machine']['after']['runtime']}, speed and size against its parent"
+    if expected := sentence(content["expectation"], where):
         parts.append(clean_text(expected, 1000))
     rows = [
         [
@@ -178,6 +179,7 @@ def _markdown(content: dict[str, Any]) -> str:
     ]
     before, after = (content["remainder_ms"][key] for key in ("before", "after"))
     rows.append(["(around them)", "", "", figures.milliseconds(before), "", figures.milliseconds(after)])
+    parts.append("Operators in the profiles, which were taken one after the other:")
     parts.append(_table(["operator", "computes in", "before", "ms", "after", "ms"], rows, numbers_from=2))
     if content["unfused"]:
         unfused = [

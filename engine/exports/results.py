@@ -14,8 +14,9 @@ from typing import Any
 
 from .. import __version__
 from ..hardware import read_processor
-from ..protocol import Accuracy, Changed, Failed, Latency, Ratio, RecipeRun, Step, Variant
+from ..protocol import Accuracy, Changed, Failed, Latency, Measurement, Ratio, RecipeRun, Step, Variant
 from ..recipes.steps import CANCELLED
+from ..safety import clean_text
 from ..session import Session, SessionError
 from ..session.ranking import best_variant, figures_of
 from . import load_tests, table
@@ -24,14 +25,20 @@ from .moving import warning_of
 
 
 def render(
-    session: Session, command: str, format: str, run: str | None = None, variants: Iterable[str] = ()
+    session: Session,
+    command: str,
+    format: str,
+    run: str | None = None,
+    variants: Iterable[str] = (),
+    runtime: str | None = None,
 ) -> tuple[str, int]:
     """The results as text ("json", "csv" or "markdown") with the exit status the command line should end with.
 
     `run` is the run whose steps count (None: all steps, status 0). `variants` are names or ids, none meaning all.
-    Raises SessionError for a run or variant that does not exist.
+    With a `runtime` the figures of each variant are those under it.
+    Raises SessionError for a run or variant that does not exist, or a runtime that nothing was measured under.
     """
-    content = results(session, command, run, variants)
+    content = results(session, command, run, variants, runtime)
     status = exit_status(session, run)
     if format == "json":
         return json.dumps(content, indent=1, ensure_ascii=True, allow_nan=False) + "\n", status
@@ -42,7 +49,13 @@ def render(
     raise SessionError(f"There is no format {format!r}. Known: json, csv, markdown.")
 
 
-def results(session: Session, command: str, run: str | None = None, variants: Iterable[str] = ()) -> dict[str, Any]:
+def results(
+    session: Session,
+    command: str,
+    run: str | None = None,
+    variants: Iterable[str] = (),
+    runtime: str | None = None,
+) -> dict[str, Any]:
     """The results as plain data, ready for JSON: see the module's docstring. Raises SessionError."""
     chosen = [session.resolve(word) for word in variants] or list(session.variants.values())
     runs = [_run(session, run)] if run is not None else list(session.runs.values())
@@ -56,7 +69,8 @@ def results(session: Session, command: str, run: str | None = None, variants: It
         "best": best.id if best is not None else None,
         "steps": [_step(step) for one in runs for step in one.steps],
         "variants": [
-            _variant(session, variant) | {"warning": warning_of(session, variant, processor)} for variant in chosen
+            _variant(session, variant, runtime) | {"warning": warning_of(session, variant, processor)}
+            for variant in chosen
         ],
     }
     if run is not None and runs[0].error:
@@ -108,8 +122,8 @@ def _step(step: Step) -> dict[str, Any]:
     }
 
 
-def _variant(session: Session, variant: Variant) -> dict[str, Any]:
-    figures = figures_of(variant, list(session.measurements.values()), session.options)
+def _variant(session: Session, variant: Variant, runtime: str | None) -> dict[str, Any]:
+    figures = figures_of(variant, _measured(session, runtime), session.options)
     entry = {
         "id": variant.id,
         "name": variant.name,
@@ -181,6 +195,20 @@ def _latency(latency: Latency) -> dict[str, Any]:
         "noise_floor": latency.noise_floor,
         "versions": where.versions,
     }
+
+
+def _measured(session: Session, runtime: str | None) -> list[Measurement]:
+    """Measurements under this runtime; None: all there are. Raises SessionError where there are none."""
+    everything = list(session.measurements.values())
+    if runtime is None:
+        return everything
+    timed = [one for one in everything if isinstance(one, Latency | Accuracy)]
+    if not any(one.conditions.runtime == runtime for one in timed):
+        known = sorted({one.conditions.runtime for one in timed})
+        raise SessionError(
+            f"Nothing was measured under {clean_text(runtime, 40)}. Measured: {', '.join(known) or 'nothing'}."
+        )
+    return [one for one in timed if one.conditions.runtime == runtime]
 
 
 def _ratio(ratio: Ratio | None) -> dict[str, Any] | None:

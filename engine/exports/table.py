@@ -12,6 +12,9 @@ from typing import Any
 from ..safety import csv_cell, markdown_cell
 from . import figures
 
+NAMES_LISTED = 6
+"""Variants named in one sentence before the others are counted."""
+
 NAME_LIMIT = 60
 """Characters of a variant's name in the Markdown table."""
 
@@ -64,6 +67,7 @@ CSV_COLUMNS: tuple[tuple[str, Callable[[Entry], Any]], ...] = (
     ("speedup_over_parent_low", _at("speedup_over_parent", "low")),
     ("speedup_over_parent_high", _at("speedup_over_parent", "high")),
     ("speedup_over_parent_verdict", _at("speedup_over_parent", "verdict")),
+    ("other_runtimes", lambda entry: " ".join(_other_runtimes(entry)) or None),
 )
 """Column → where its value is."""
 
@@ -83,7 +87,7 @@ MARKDOWN_COLUMNS: tuple[tuple[str, bool, Callable[[Entry], str]], ...] = (
     ("runs on", False, lambda e: _runs_on(e)),
     ("batch", True, lambda e: markdown_cell(e["batch_size"])),
     ("speed-up (95 % CI)", False, lambda e: _speedup(e["speedup"])),
-    ("over parent", False, lambda e: _over_parent(e["speedup_over_parent"])),
+    ("over parent", False, lambda e: _over_parent(e)),
     ("p50 ms", True, lambda e: figures.milliseconds(_at("latency_ms", "p50")(e))),
     ("p90 ms", True, lambda e: figures.milliseconds(_at("latency_ms", "p90")(e))),
     ("p99 ms", True, lambda e: figures.milliseconds(_at("latency_ms", "p99")(e))),
@@ -123,6 +127,8 @@ def as_markdown(content: dict[str, Any], *, steps: bool) -> str:
                 f"- {markdown_cell(one['name'], NAME_LIMIT)}: {markdown_cell(one['notice'])}\n" for one in noticed
             ]
         parts += ["".join(lines)] if lines else []
+        others = elsewhere(content["variants"])
+        parts += [others] if others else []
     else:
         parts.append("No variants yet.\n")
     return "\n".join(parts)
@@ -148,7 +154,9 @@ def heading(content: dict[str, Any]) -> str:
 def markdown_table(entries: list[Entry]) -> str:
     """A table with aligned columns, so that it reads well on a terminal too."""
     header = [title for title, _, _ in MARKDOWN_COLUMNS]
-    rows = [[cell(entry) for _, _, cell in MARKDOWN_COLUMNS] for entry in entries]
+    of_rows = {entry["id"]: entry["runtime"] for entry in entries}
+    told = [entry | {"parent_runtime": of_rows.get(entry["parent"])} for entry in entries]
+    rows = [[cell(entry) for _, _, cell in MARKDOWN_COLUMNS] for entry in told]
     widths = [max(3, *(len(row[i]) for row in [header, *rows])) for i in range(len(header))]
     numbers = [number for _, number, _ in MARKDOWN_COLUMNS]
 
@@ -172,8 +180,34 @@ def _speedup(ratio: dict[str, Any] | None) -> str:
     return f"{figures.times(ratio['ratio'])} ({ratio['low']:.2f}–{ratio['high']:.2f}) {ratio['verdict']}"
 
 
-def _over_parent(ratio: dict[str, Any] | None) -> str:
-    return figures.UNKNOWN if ratio is None else f"{figures.times(ratio['ratio'])} {ratio['verdict']}"
+def _over_parent(entry: Entry) -> str:
+    """The ratio; with the runtime of both sides, where the parent's own row is of another."""
+    ratio, shown = entry["speedup_over_parent"], entry.get("parent_runtime")
+    if ratio is None:
+        return figures.UNKNOWN
+    both = f", both {markdown_cell(entry['runtime'])}" if shown not in (None, entry["runtime"]) else ""
+    return f"{figures.times(ratio['ratio'])} {ratio['verdict']}{both}"
+
+
+def _other_runtimes(entry: Entry) -> list[str]:
+    """Runtimes it was timed under beside that of its row."""
+    return sorted({one["runtime"] for one in entry["measurements"]} - {entry["runtime"]})
+
+
+def elsewhere(entries: list[Entry]) -> str:
+    """A line on what was measured under other runtimes than the rows', and how to see it; "" where nothing was."""
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        for runtime in _other_runtimes(entry):
+            found.setdefault(runtime, []).append(markdown_cell(entry["name"], NAME_LIMIT))
+    lines = []
+    for runtime, names in sorted(found.items()):
+        more = f" and {len(names) - NAMES_LISTED} more" if len(names) > NAMES_LISTED else ""
+        lines.append(
+            f"Also measured under {markdown_cell(runtime)}: {', '.join(names[:NAMES_LISTED])}{more} "
+            f"(trimtab compare --runtime {markdown_cell(runtime)}).\n"
+        )
+    return "".join(lines)
 
 
 def _drop(entry: Entry) -> str:

@@ -198,6 +198,8 @@ class ForkServer:
         environment.setdefault("GOMP_SPINCOUNT", "10000")
         # torch.cuda.is_available() must not initialise CUDA before the fork.
         environment.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+        # PyTorch's profiler tells of each start and stop on standard error at its default level, 5: no news to a user.
+        environment.setdefault("KINETO_LOG_LEVEL", "6")
         with theirs:
             # From the engine's main thread: the kernel's parent-death signal is tied to the creating thread.
             self._process = subprocess.Popen(

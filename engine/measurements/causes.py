@@ -2,7 +2,8 @@
 
 Each possible cause is given the milliseconds it accounts for; the largest is named. Kinds: "too-small", "unfused",
 "signed-operands", "unpacked-weights", "slow-integers", "conversions", "casts", "float-operators", "integer-kernels",
-"less-work", "fusion", "runtime", "same-operators", "operators". Pure: the profiles go in, the words come out.
+"less-work", "fusion", "runtime", "same-operators", "operators", "not-seen". Pure: the profiles go in, the words come
+out. Milliseconds are the profiles'; whether there is a gain at all is for the calls timed in turns to say.
 """
 
 from __future__ import annotations
@@ -12,6 +13,19 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 
 from ..protocol import OperatorChange, OperatorTime, Ratio, Unfused
+from .operator_changes import (
+    LESS_WORK,
+    Side,
+    at_pace,
+    by_kind,
+    ms,
+    node_names,
+    pace_of,
+    row_text,
+    saved_ms,
+    slowest_kind,
+    time_before,
+)
 
 CONVERSION = "conversion"
 INTEGERS = {"int8", "int4"}
@@ -26,9 +40,6 @@ SMALL_REMAINDER = 0.5
 LITTLE_GAIN = 1.1
 """A speed-up below this needs an excuse more than a reason."""
 
-LESS_WORK = 0.95
-"""Multiply-adds below this share of the other's explain a gain by themselves."""
-
 UNFUSED_SHARE = 0.2
 """Where half of the quantized operators run in float and cost such a share, that is the cause, whatever else is slow:
 what was added around them counts as float too (OpenVINO takes a DynamicQuantizeLinear apart into float operators)."""
@@ -36,17 +47,17 @@ what was added around them counts as float too (OpenVINO takes a DynamicQuantize
 SAME_KINDS = 0.02
 """Times of kinds of operators that differ by less than this share of the call are the same."""
 
+MOST = 0.5
+"""What explains so much of a change is its cause."""
 
-@dataclasses.dataclass(frozen=True)
-class Side:
-    """One variant as it ran."""
+OF_THE_GAIN = 0.4
+"""Integers that account for less of a gain are not its cause; nothing else that is named by itself comes near it."""
 
-    name: str
-    runtime: str
-    operators: tuple[OperatorTime, ...]
-    latency_ms: float
-    remainder_ms: float
-    macs: int | None = None
+ROWS = 4
+"""Kinds of operators that a sentence names at most."""
+
+PROFILES_APART = 1.15
+"""Profiles whose totals miss the interval of the speed-up by more than this factor disagree with it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +81,18 @@ def main_cause(before: Side, after: Side, speedup: Ratio, unfused: Collection[Un
     """Why `after` is, or is not, faster than `before`."""
     if not before.operators or not after.operators:
         return _unseen(before, after)
-    gained = speedup.ratio >= LITTLE_GAIN and speedup.verdict != "SLOWER"
+    gained = speedup.ratio >= LITTLE_GAIN and speedup.verdict == "FASTER"
     packed = _unpacked_weights(before, after)
     if not gained and packed and packed[0].milliseconds >= UNFUSED_SHARE * after.latency_ms:
         return packed[0]
-    if not gained and (cause := _too_small(before, after)):
+    undecided, slowed = speedup.verdict in ("SAME", "UNDECIDED"), speedup.verdict == "SLOWER"
+    lost = pace_of(before, after) * after.latency_ms - before.latency_ms if slowed else 0.0
+    cause = _only_casts(before, after) if undecided or slowed else None
+    cause = cause or (_casts(before, after) if not gained else None)
+    if cause and cause.milliseconds >= MOST * lost:
+        return cause
+    slower = _slower_integers(before, after, machine) if not gained else None
+    if undecided and slower is None and (cause := _too_small(before, after)):
         return cause
     if _milliseconds(after, INTEGERS | {CONVERSION}) > _milliseconds(before, INTEGERS | {CONVERSION}):
         hindrances = _integer_hindrances(before, after, unfused, machine)
@@ -83,36 +101,35 @@ def main_cause(before: Side, after: Side, speedup: Ratio, unfused: Collection[Un
             costly = first.milliseconds >= UNFUSED_SHARE * after.latency_ms
             if first.kind == "unfused" and costly and 2 * len(unfused) >= _total_products(after, unfused):
                 return first
-            return max(hindrances, key=lambda one: one.milliseconds)
+            largest = max(hindrances, key=lambda one: one.milliseconds)
+            if slower is not None and largest.kind == "float-operators":
+                return slower
+            # what stayed in float takes its time in both: it bounds a gain, and explains no loss
+            if slowed and (largest.kind == "float-operators" or largest.milliseconds < MOST * lost):
+                return _operators(before, after, -1)
+            return largest
         return _integer_gain(before, after, hindrances)
-    if not gained and (cause := _casts(before, after)):
-        return cause
     if before.macs and after.macs and after.macs < LESS_WORK * before.macs:
         return _less_work(before, after, gained)
     if before.runtime != after.runtime:
         return _other_runtime(before, after)
-    return _operators(before, after, gained)
+    return _operators(before, after, -1 if slowed else 0 if undecided else 1)
 
 
-def changes(before: Collection[OperatorTime], after: Collection[OperatorTime]) -> tuple[OperatorChange, ...]:
-    """Times by kind and precision in both, those that changed most first."""
-    rows: dict[tuple[str, str | None, str | None], list[list[float]]] = defaultdict(lambda: [[], []])
-    for side, operators in enumerate((before, after)):
-        for one in operators:
-            rows[one.type, one.precision, one.operands][side].append(one.time_ms)
-    found = [
-        OperatorChange(
-            type=kind,
-            precision=precision,
-            operands=operands,
-            before_ms=sum(first) if first else None,
-            after_ms=sum(second) if second else None,
-            before_calls=len(first),
-            after_calls=len(second),
-        )
-        for (kind, precision, operands), (first, second) in rows.items()
-    ]
-    return tuple(sorted(found, key=lambda one: -abs((one.before_ms or 0.0) - (one.after_ms or 0.0))))
+def profiles_disagree(speedup: Ratio, before_ms: float, after_ms: float) -> str:
+    """Which figure to trust, where the profiles' totals say another thing than the calls timed in turns; else ""."""
+    if not before_ms or not after_ms:
+        return ""
+    profiled = before_ms / after_ms
+    near = speedup.low / PROFILES_APART <= profiled <= speedup.high * PROFILES_APART
+    other_way = {"FASTER": profiled < 1, "SLOWER": profiled > 1}.get(speedup.verdict, False)
+    if near and not other_way:
+        return ""
+    return (
+        f"Trust the speed-up of {speedup.ratio:.2f}×: both were timed in turns. The profiles were taken one after the "
+        f"other and give {profiled:.2f}× ({ms(before_ms)} → {ms(after_ms)}): other work on the machine, or what a "
+        "profiler adds, stretched one of them."
+    )
 
 
 # --- hindrances ------------------------------------------------------------------------------------
@@ -125,12 +142,13 @@ def _too_small(before: Side, after: Side) -> Cause | None:
         if kernel >= SMALL_KERNEL_MS and one.remainder_ms < SMALL_REMAINDER * one.latency_ms:
             return None
     kernels = len(after.operators)
+    each = 1000 * sum(op.time_ms for op in after.operators) / max(kernels, 1)
     return Cause(
         "too-small",
         after.latency_ms,
-        f"The model is too small for this to matter: a call takes {_ms(after.latency_ms)} for {kernels} operators, "
-        f"{1000 * sum(op.time_ms for op in after.operators) / max(kernels, 1):.0f} µs each, which is about what it "
-        f"costs to start one; {_ms(after.remainder_ms)} are outside of them. A larger batch would show more.",
+        f"The model is too small for this to matter: in the profile a call takes {ms(after.latency_ms)} for {kernels} "
+        f"operators, {each:.0f} µs each, which is about what it costs to start one; {ms(after.remainder_ms)} are "
+        "outside of them. A larger batch would show more.",
     )
 
 
@@ -144,31 +162,31 @@ def _integer_hindrances(before: Side, after: Side, unfused: Collection[Unfused],
         reason, count = _commonest(one.reason for one in unfused)
         products = _total_products(after, unfused)
         share = f"{len(unfused)} of {products}" if products >= len(unfused) else str(len(unfused))
-        was_float = _time_before(before, [OperatorTime(name="", type="", time_ms=0.0, nodes=tuple(names))])
+        was_float = time_before(before, [OperatorTime(name="", type="", time_ms=0.0, nodes=tuple(names))])
         found.append(
             Cause(
                 "unfused",
                 conversions + in_float,
                 f"{share} quantized operators run in float, because their Quantize and Dequantize pairs were not fused "
-                f"({unfused_names(unfused)}): {_ms(in_float)} in float"
-                f"{f' ({_ms(was_float)} before)' if was_float is not None else ''} and {_ms(conversions)} for the "
-                f"pairs, of {_ms(after.latency_ms)}; reason for {'all' if count == len(unfused) else count}: {reason}.",
+                f"({unfused_names(unfused)}): {ms(in_float)} in float"
+                f"{f' ({ms(was_float)} before)' if was_float is not None else ''} and {ms(conversions)} for the "
+                f"pairs, of {ms(after.latency_ms)}; reason for {'all' if count == len(unfused) else count}: {reason}.",
             )
         )
     found += _unpacked_weights(before, after)
     integers = [one for one in after.operators if one.precision in INTEGERS]
     integer_ms = sum(one.time_ms for one in integers)
-    was_ms = _time_before(before, integers)
+    was_ms = time_before(before, integers)
     signed = [one for one in integers if one.operands == "int8×int8"]
     no_gain = was_ms is None or integer_ms > 0.8 * was_ms
-    was = f"{_ms(was_ms)} in float" if was_ms is not None else "float"
+    was = f"{ms(was_ms)} in float" if was_ms is not None else "float"
     if signed and machine.device == "cpu" and no_gain:
         found.append(
             Cause(
                 "signed-operands",
                 sum(one.time_ms for one in signed),
                 f"{len(signed)} operators multiply signed by signed bytes (int8×int8), for which this CPU has no fast "
-                f"instruction: {_ms(sum(one.time_ms for one in signed))} against {was}. "
+                f"instruction: {ms(sum(one.time_ms for one in signed))} against {was}. "
                 "Quantize activations as uint8 for a CPU.",
             )
         )
@@ -183,7 +201,7 @@ def _integer_hindrances(before: Side, after: Side, unfused: Collection[Unfused],
                 "slow-integers",
                 integer_ms,
                 f"This CPU has no VNNI, so INT8 products are no faster than FP32: {len(integers)} integer operators "
-                f"take {_ms(integer_ms)} against {was}.",
+                f"take {ms(integer_ms)} against {was}.",
             )
         )
     if conversions:
@@ -192,8 +210,8 @@ def _integer_hindrances(before: Side, after: Side, unfused: Collection[Unfused],
             Cause(
                 "conversions",
                 conversions,
-                f"{count} conversions between float and integers take {_ms(conversions)} of "
-                f"{_ms(after.latency_ms)}; the integer operators, {_ms(integer_ms)} against {was}, do not win it back.",
+                f"{count} conversions between float and integers take {ms(conversions)} of "
+                f"{ms(after.latency_ms)}; the integer operators, {ms(integer_ms)} against {was}, do not win it back.",
             )
         )
     converted = {unfused_one.node for unfused_one in unfused}
@@ -210,15 +228,15 @@ def _integer_hindrances(before: Side, after: Side, unfused: Collection[Unfused],
 def _unpacked_weights(before: Side, after: Side) -> list[Cause]:
     """Products with 4-bit weights that take longer than float ones: they pay where reading weights takes the time."""
     packed = [one for one in after.operators if one.precision == "int4"]
-    spent, was = sum(one.time_ms for one in packed), _time_before(before, packed)
+    spent, was = sum(one.time_ms for one in packed), time_before(before, packed)
     if not packed or was is None or spent <= was / LITTLE_GAIN:
         return []
-    kind, _, count = _slowest_kind(packed)
+    kind, _, count = slowest_kind(packed)
     return [
         Cause(
             "unpacked-weights",
             spent,
-            f"{count} {kind} unpack their 4-bit weights in every call: {_ms(spent)} against {_ms(was)} in float. It "
+            f"{count} {kind} unpack their 4-bit weights in every call: {ms(spent)} against {ms(was)} in float. It "
             "pays where reading weights takes the time: few rows (small batches), large matrices.",
         )
     ]
@@ -227,7 +245,7 @@ def _unpacked_weights(before: Side, after: Side) -> list[Cause]:
 def _float_operators(before: Side, after: Side, floats: list[OperatorTime], was_ms: float | None) -> Cause:
     """The time that nothing was done about, by its slowest kind."""
     total = sum(one.time_ms for one in floats)
-    kind, spent, count = _slowest_kind(floats)
+    kind, spent, count = slowest_kind(floats)
     most = ""
     if was_ms is not None and 0 < was_ms < before.latency_ms:
         most = (
@@ -238,44 +256,125 @@ def _float_operators(before: Side, after: Side, floats: list[OperatorTime], was_
         "float-operators",
         total,
         f"{100 * total / after.latency_ms:.0f} % of the time goes to operators that stayed in float, "
-        f"{_ms(spent)} of {_ms(after.latency_ms)} to {count} {kind}{most}.",
+        f"{ms(spent)} of {ms(after.latency_ms)} to {count} {kind}{most}.",
+    )
+
+
+def _slower_integers(before: Side, after: Side, machine: Machine) -> Cause | None:
+    """Integer operators that take longer than the float ones in their place, by what explains most of the change."""
+    integers = [one for one in after.operators if one.precision in INTEGERS]
+    was = time_before(before, integers)
+    if not integers or was is None:
+        return None
+    pace = pace_of(before, after)
+    spent = sum(one.time_ms for one in integers)
+    lost = pace * spent - was
+    change = abs(before.latency_ms - pace * after.latency_ms)
+    if lost < max(MOST * change, SAME_KINDS * after.latency_ms):
+        return None
+    kind, _, count = slowest_kind(integers)
+    lacking = ""
+    if machine.device == "cpu" and not {"vnni", "dotprod", "neon"} & set(machine.features):
+        lacking = " This CPU has no VNNI."
+    return Cause(
+        "slow-integers",
+        lost,
+        f"{len(integers)} integer operators ({count} {kind}) take longer than the float ones in their place: "
+        f"{ms(spent)} against {ms(was)} in the profile.{lacking}",
+    )
+
+
+MOVES = ("Cast", "Convert", "Reorder")
+"""Operators that only hand values on in another form."""
+
+
+def _only_casts(before: Side, after: Side) -> Cause | None:
+    """FP16 or BF16 weights of which the runtime makes float ones before the first call: nothing but casts is new."""
+    count, was = _cast_count(after), _cast_count(before)
+    kinds = [
+        sorted((op.type, op.precision or "") for op in one.operators if op.type not in MOVES) for one in (before, after)
+    ]
+    if kinds[0] != kinds[1] or count <= was or before.runtime != after.runtime:
+        return None
+    floats = " and ".join(sorted({name for _, name in kinds[1] if name.startswith(("float", "bfloat"))}))
+    return Cause(
+        "casts",
+        _milliseconds_of(after, MOVES) - _milliseconds_of(before, MOVES),
+        f"{after.runtime} computes every operator in {floats or 'the same precision'} as before: only casts are new, "
+        f"{_casts_take(after)} in the profile. It saves memory, not time.",
     )
 
 
 def _casts(before: Side, after: Side) -> Cause | None:
     """FP16 or BF16 where the device computes in FP32: conversions around every operator."""
-    was, spent = (
-        sum(op.time_ms for op in one.operators if op.type in ("Cast", "Convert", "Reorder")) for one in (before, after)
-    )
-    if spent <= was + SAME_KINDS * after.latency_ms or not any(one.precision in HALVES for one in after.operators):
+    was, spent = (_milliseconds_of(one, MOVES) for one in (before, after))
+    precisions = {one.precision for one in after.operators}
+    if spent <= was + SAME_KINDS * after.latency_ms or not precisions & HALVES or precisions & INTEGERS:
         return None
-    count = sum(op.type in ("Cast", "Convert") for op in after.operators)
-    casts = "1 cast takes" if count == 1 else f"{count} casts take"
     return Cause(
         "casts",
         spent - was,
-        f"{after.runtime} computes in FP32 on this device and converts on the way: {casts} {_ms(spent)} of "
-        f"{_ms(after.latency_ms)}, {_ms(was)} before.",
+        f"{after.runtime} computes in FP32 on this device and converts on the way: {_casts_take(after)}, {ms(was)} "
+        "before.",
     )
+
+
+def _cast_count(side: Side) -> int:
+    return sum(op.type in ("Cast", "Convert") for op in side.operators)
+
+
+def _casts_take(side: Side) -> str:
+    """ "34 casts take 0.242 ms of 5.16 ms"."""
+    count = _cast_count(side)
+    spent = f"{ms(_milliseconds_of(side, MOVES))} of {ms(side.latency_ms)}"
+    return f"1 cast takes {spent}" if count == 1 else f"{count} casts take {spent}"
 
 
 # --- gains -----------------------------------------------------------------------------------------
 
 
 def _integer_gain(before: Side, after: Side, hindrances: list[Cause]) -> Cause:
+    """What integers gained; or, where they account for less than half of it, what did."""
     integers = [one for one in after.operators if one.precision in INTEGERS]
-    spent, was = sum(one.time_ms for one in integers), _time_before(before, integers)
+    spent, was = sum(one.time_ms for one in integers), time_before(before, integers)
     operands = ", ".join(sorted({one.operands for one in integers if one.operands}))
-    kind, _, count = _slowest_kind(integers) if integers else ("", 0.0, 0)
-    gain = f"from {_ms(was)} to {_ms(spent)}" if was is not None else f"now {_ms(spent)}"
-    text = f"{len(integers)} operators run in integers ({f'{operands}; ' if operands else ''}{count} {kind}): {gain}, "
-    text += f"of {_ms(before.latency_ms)} → {_ms(after.latency_ms)} for the call"
-    if before.runtime != after.runtime:
-        text += f", which also changed from {before.runtime} to {after.runtime}"
+    kind, _, count = slowest_kind(integers) if integers else ("", 0.0, 0)
+    run = f"{len(integers)} operators run in integers ({f'{operands}; ' if operands else ''}{count} {kind})"
+    call = f"{ms(before.latency_ms)} → {ms(after.latency_ms)}"
     worst = max(hindrances, key=lambda one: one.milliseconds, default=None)
+    left = ""
     if worst is not None and worst.milliseconds > 0.1 * after.latency_ms:
-        text += f"; most of what is left: {_ms(worst.milliseconds)} {_LEFT[worst.kind]}"
-    return Cause("integer-kernels", abs((was or before.latency_ms) - spent), text + ".")
+        left = f"; most of what is left: {ms(worst.milliseconds)} {_LEFT[worst.kind]}"
+    if before.runtime != after.runtime:
+        changed = f"from {ms(was)} to {ms(spent)}" if was is not None else f"now {ms(spent)}"
+        text = f"{run}: {changed}, of {call} for the call in the profile, which also changed from {before.runtime} to "
+        text += f"{after.runtime}: how much each of the two gained, these profiles cannot tell{left}."
+        return Cause("integer-kernels", abs((was or before.latency_ms) - spent), text)
+    if was is None:
+        return Cause("integer-kernels", spent, f"{run}: now {ms(spent)}, of {call} for the call in the profile{left}.")
+    pace = pace_of(before, after)
+    converting = pace * _milliseconds(after, {CONVERSION}) - _milliseconds(before, {CONVERSION})
+    won = was - pace * spent - converting
+    if won < OF_THE_GAIN * (before.latency_ms - pace * after.latency_ms):
+        rest = _operators(_without(before, integers), _without(after, integers), 1, pace)
+        text = f"{run}, but most of the gain lies elsewhere: they went from {ms(was)} to {ms(spent)}, the call from "
+        return dataclasses.replace(
+            rest,
+            sentence=f"{text}{ms(before.latency_ms)} to {ms(after.latency_ms)} in the "
+            f"profile. Beside them, {rest.sentence[0].lower()}{rest.sentence[1:]}",
+        )
+    gain = f"{run}: from {ms(was)} to {ms(spent)}, of {call} for the call in the profile"
+    return Cause("integer-kernels", won, f"{gain}{left}{at_pace(pace)}.")
+
+
+def _without(side: Side, integers: Collection[OperatorTime]) -> Side:
+    """The side without its conversions and without these operators, or those they stand for."""
+    names = node_names(integers)
+    kept = tuple(
+        one for one in side.operators if one.precision not in (*INTEGERS, CONVERSION) and not names & set(one.nodes)
+    )
+    latency_ms = sum(one.time_ms for one in kept) + side.remainder_ms
+    return dataclasses.replace(side, operators=kept, latency_ms=latency_ms)
 
 
 _LEFT = {
@@ -291,9 +390,9 @@ _LEFT = {
 
 def _less_work(before: Side, after: Side, gained: bool) -> Cause:
     smaller = (after.macs or 0) / (before.macs or 1)
-    row = _largest_change(before, after)
+    row = next(iter(by_kind(before, after)), None)
     text = f"{after.name} has {100 * smaller:.0f} % of the multiply-adds of {before.name}"
-    text += f", {_row(row)}" if row is not None else ""
+    text += f", {row_text(row)}" if row is not None else ""
     if not gained:
         text += "; but the time does not depend on them here"
     return Cause("less-work", abs(before.latency_ms - after.latency_ms), text + ".")
@@ -302,7 +401,7 @@ def _less_work(before: Side, after: Side, gained: bool) -> Cause:
 def _unseen(before: Side, after: Side) -> Cause:
     """Where a profile has no operators: what is known all the same."""
     blind = " and ".join(dict.fromkeys(one.runtime for one in (before, after) if not one.operators))
-    text = f"{_ms(before.latency_ms)} under {before.runtime} became {_ms(after.latency_ms)} under {after.runtime}"
+    text = f"{ms(before.latency_ms)} under {before.runtime} became {ms(after.latency_ms)} under {after.runtime}"
     if blind == "torch-compile":
         text += "; torch.compile fuses operators into kernels of its own, which cannot be set beside layers"
     else:
@@ -311,33 +410,63 @@ def _unseen(before: Side, after: Side) -> Cause:
 
 
 def _other_runtime(before: Side, after: Side) -> Cause:
-    kind, spent, count = _slowest_kind(after.operators)
+    kind, spent, count = slowest_kind(after.operators)
     return Cause(
         "runtime",
         abs(before.latency_ms - after.latency_ms),
-        f"The same network in another runtime: {len(before.operators)} operators and {_ms(before.remainder_ms)} around "
-        f"them under {before.runtime} became {len(after.operators)} and {_ms(after.remainder_ms)} under "
-        f"{after.runtime}; {_ms(spent)} of {_ms(after.latency_ms)} now go to {count} {kind}.",
+        f"The same network in another runtime: {len(before.operators)} operators and {ms(before.remainder_ms)} around "
+        f"them under {before.runtime} became {len(after.operators)} and {ms(after.remainder_ms)} under "
+        f"{after.runtime}; {ms(spent)} of {ms(after.latency_ms)} now go to {count} {kind}.",
     )
 
 
-def _operators(before: Side, after: Side, gained: bool) -> Cause:
-    row = _largest_change(before, after)
-    difference = abs((row.before_ms or 0.0) - (row.after_ms or 0.0)) if row is not None else 0.0
+def _operators(before: Side, after: Side, direction: int, pace: float | None = None) -> Cause:
+    """By the kinds of operators that changed most. `direction`: 1 a gain, -1 a loss, 0 neither for sure."""
     kinds = [sorted((op.type, op.precision or "") for op in one.operators) for one in (before, after)]
-    if kinds[0] == kinds[1] and not gained:
+    rows = by_kind(before, after)
+    pace = pace_of(before, after) if pace is None else pace
+    if kinds[0] == kinds[1] and direction <= 0:
         return Cause(
             "same-operators",
-            difference,
+            abs(before.latency_ms - after.latency_ms),
             f"Both run the same {len(after.operators)} operators in the same precision, "
-            f"{_ms(before.latency_ms)} and {_ms(after.latency_ms)}: nothing that costs time was changed.",
+            f"{ms(before.latency_ms)} and {ms(after.latency_ms)} in the profile: nothing that costs time was "
+            "changed.",
         )
-    if row is None:
-        return Cause("operators", 0.0, "Neither profile shows an operator.")
-    if len(after.operators) < len(before.operators):
-        text = f"{len(before.operators)} operators became {len(after.operators)}; the largest change is {_row(row)}"
-        return Cause("fusion", difference, text + ".")
-    return Cause("operators", difference, f"The largest change is {_row(row)}.")
+    total = before.latency_ms - pace * after.latency_ms
+    if direction * (before.latency_ms - after.latency_ms) < 0 and direction * total < 0:
+        return _not_seen(before, after)
+    sign = direction or (1 if total >= 0 else -1)
+    ranked = sorted(rows, key=lambda row: -sign * saved_ms(row, pace))
+    named: list[OperatorChange] = []
+    for row in ranked[:ROWS]:
+        if sign * saved_ms(row, pace) > 0 and sum(sign * saved_ms(one, pace) for one in named) < abs(total):
+            named.append(row)
+    if not named:
+        return _not_seen(before, after)
+    text = f"the largest change{'s are' if len(named) > 1 else ' is'} {', '.join(row_text(row) for row in named)}"
+    opposed = ranked[-1]
+    if -sign * saved_ms(opposed, pace) > UNFUSED_SHARE * abs(total):
+        text += f", against {row_text(opposed)}"
+    text += f", of {ms(before.latency_ms)} → {ms(after.latency_ms)} in the profile"
+    fewer = len(after.operators) < len(before.operators)
+    text = f"{len(before.operators)} operators became {len(after.operators)}; {text}" if fewer else f"T{text[1:]}"
+    explained = sum(abs(saved_ms(row, pace)) for row in named)
+    if explained < MOST * abs(total):
+        text += "; the rest is spread over many kinds"
+    return Cause("fusion" if fewer else "operators", explained, text + at_pace(pace) + ".")
+
+
+def _not_seen(before: Side, after: Side) -> Cause:
+    """Profiles that went the other way than calls timed in turns cannot tell why."""
+    row = next(iter(by_kind(before, after)), None)
+    largest = f" What differs most in them is {row_text(row)}." if row is not None else ""
+    return Cause(
+        "not-seen",
+        0.0,
+        f"The profiles ({ms(before.latency_ms)} → {ms(after.latency_ms)}) do not show the difference that calls "
+        f"timed in turns have, so they cannot tell its cause: measure again on a quieter machine.{largest}",
+    )
 
 
 # --- figures ---------------------------------------------------------------------------------------
@@ -353,45 +482,13 @@ def _milliseconds(side: Side, precisions: set[str]) -> float:
     return sum(one.time_ms for one in side.operators if one.precision in precisions)
 
 
+def _milliseconds_of(side: Side, kinds: Collection[str]) -> float:
+    return sum(one.time_ms for one in side.operators if one.type in kinds)
+
+
 def _total_products(after: Side, unfused: Collection[Unfused]) -> int:
     """Quantized operators with weights: those in integers and those that are not."""
     return sum(one.precision in INTEGERS and one.operands is not None for one in after.operators) + len(unfused)
-
-
-def _time_before(before: Side, operators: Collection[OperatorTime]) -> float | None:
-    """What the nodes of these operators took before; None where the profiles cannot be matched.
-
-    A node that was taken apart (`fc/MatMul` into `fc/MatMul/scale`, …) is found by the name its parts share.
-    """
-    names = {name for one in operators for name in one.nodes}
-    names |= {name.rpartition("/")[0] for name in names}
-    matched = [one for one in before.operators if names & set(one.nodes)]
-    return sum(one.time_ms for one in matched) if matched else None
-
-
-def _slowest_kind(operators: Collection[OperatorTime]) -> tuple[str, float, int]:
-    """(kind, milliseconds, how many) of the kind that takes longest."""
-    sums: dict[str, list[float]] = defaultdict(list)
-    for one in operators:
-        sums[one.type].append(one.time_ms)
-    kind = max(sums, key=lambda name: sum(sums[name]), default="operators")
-    return kind, sum(sums.get(kind, [])), len(sums.get(kind, []))
-
-
-def _largest_change(before: Side, after: Side) -> OperatorChange | None:
-    """By kind whatever the precision, so that one kind is one row."""
-    plain = [
-        tuple(OperatorTime(name=op.name, type=op.type, time_ms=op.time_ms) for op in one.operators)
-        for one in (before, after)
-    ]
-    return next(iter(changes(*plain)), None)
-
-
-def _row(row: OperatorChange) -> str:
-    def part(spent: float | None, calls: int) -> str:
-        return "none" if spent is None else f"{calls} in {_ms(spent)}"
-
-    return f"{row.type}: {part(row.before_ms, row.before_calls)} → {part(row.after_ms, row.after_calls)}"
 
 
 def _commonest(reasons: Iterable[str]) -> tuple[str, int]:
@@ -400,8 +497,3 @@ def _commonest(reasons: Iterable[str]) -> tuple[str, int]:
         counts[reason] += 1
     best = max(counts, key=lambda reason: counts[reason])
     return best, counts[best]
-
-
-def _ms(value: float) -> str:
-    """Milliseconds as people read them."""
-    return f"{value:.3f} ms" if value < 1 else f"{value:.2f} ms" if value < 100 else f"{value:.0f} ms"

@@ -18,12 +18,13 @@ from ..graphs.onnx_graph import Graph
 from ..graphs.unfused_pairs import unfused_nodes
 from ..protocol import ExplainVariant, Explanation, LayerError, OperatorTime, Ratio, Unfused
 from ..runtimes import load
-from .causes import INTEGERS, Machine, Side, changes, main_cause
+from .causes import INTEGERS, Machine, main_cause, profiles_disagree
 from .conditions import OtherWork
 from .float_twin import float_twin
 from .latency import speed_verdict
 from .layer_errors import kernel_cosine, layer_errors, seven_bit_cosine
 from .onnxruntime_profile import name_nodes
+from .operator_changes import Side, changes
 from .profiling import Profiled, profile_or_time
 from .timing import Arm, log_ratio, time_rounds, warm_up
 
@@ -53,6 +54,7 @@ def explain_variant(job: JobContext, task: ExplainVariant) -> Explanation:
         Machine(job.spec.device, job.spec.processor.features),
     )
     missing = missing_features(job, task.runtime, after.operators)
+    disagreement = profiles_disagree(speedup, before.accounted_ms, after.accounted_ms)
     sentence, notes = cause.sentence, list(missing.values())
     saturation = _saturation(job, variant, task.runtime, after.operators, size)
     if saturation is not None:
@@ -74,7 +76,7 @@ def explain_variant(job: JobContext, task: ExplainVariant) -> Explanation:
         against_conditions=before.conditions,
         batch_size=size,
         speedup=speedup,
-        cause=sentence,
+        cause=f"{sentence} {disagreement}".rstrip(),
         cause_kind=cause.kind,
         latency_ms=after.latency_ms,
         against_latency_ms=before.latency_ms,

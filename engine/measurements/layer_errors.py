@@ -27,6 +27,10 @@ from ..protocol import LayerError
 AT_A_TIME = 32
 """Values fetched in one call: all values of a big network at once would not fit in memory."""
 
+MASK, LOWEST = -5000.0, -1e30
+"""What is below `MASK` in what is compared with, or below `LOWEST` in the variant, is a mask before a softmax: Trimtab
+raises those itself (`graphs/masks.py`), and their squares would drown every other value."""
+
 EXACT_DB = 60.0
 """An SQNR from here on counts as exact when a node's own loss is reckoned."""
 
@@ -112,7 +116,7 @@ def seven_bit_cosine(path: Path, inputs: dict[str, np.ndarray], threads: int) ->
 def _matched(ours: Graph, theirs: Graph) -> list[Matched]:
     """By the value's name; for a node whose value was renamed by its own name, when it is of the same kind."""
     by_name = {node.name: node for node in theirs.proto.node if node.name}
-    found = []
+    found: dict[str, Matched] = {}
     for node in ours.proto.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear", "Constant", "Shape") or not node.output:
             continue
@@ -122,8 +126,10 @@ def _matched(ours: Graph, theirs: Graph) -> list[Matched]:
         if reference is None and twin is not None and twin.op_type == node.op_type:
             reference = twin.output[0]
         if reference is not None and _may_be_float(theirs, reference):
-            found.append(Matched(node, _behind_pair(ours, value), reference, theirs.producers[reference]))
-    return found
+            # one row a layer: a cast behind it hands its value on under the old name
+            found.pop(reference, None)
+            found[reference] = Matched(node, _behind_pair(ours, value), reference, theirs.producers[reference])
+    return list(found.values())
 
 
 def _named(error: LayerError, one: Matched, quantized: Collection[str]) -> LayerError:
@@ -181,7 +187,9 @@ def _error(one: Matched, value: np.ndarray, reference: np.ndarray) -> LayerError
     if value.dtype.kind != "f" or reference.dtype.kind != "f" or value.shape != reference.shape or not value.size:
         return None
     wanted, given = reference.astype(np.float64), value.astype(np.float64)
-    both = np.isfinite(wanted) & np.isfinite(given)
+    both = np.isfinite(wanted) & np.isfinite(given) & (wanted > MASK) & (given > LOWEST)
+    if not both.any() and (wanted <= MASK).any():
+        return None
     for axis in (divided_along(one.node), divided_along(one.twin)):
         if axis is not None:
             given = _brought_back(given, wanted, both, axis)

@@ -156,7 +156,8 @@ class Explanation(Record, tag="explanation"):
     batch_size: int
     speedup: Ratio
     cause: str
-    """One sentence with numbers: the main cause of the gain, or of its lack."""
+    """One sentence with the profiles' numbers: the main cause of the gain, or of its lack. A second one tells which to
+    trust where the profiles and `speedup` disagree."""
     cause_kind: str
     """"integer-kernels", "unfused", "float-operators", "too-small", … (see `measurements/causes.py`)."""
     latency_ms: float

@@ -209,6 +209,8 @@ class GetResults(Command, tag="get-results"):
     command: str = "compare"
     run: str | None = None
     variants: tuple[str, ...] = ()
+    runtime: str | None = None
+    """Figures under this runtime; None: under the one with the greatest speed-up of each variant."""
 
 
 class GetRecipe(Command, tag="get-recipe"):

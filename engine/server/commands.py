@@ -248,7 +248,12 @@ def _set_rate(engine: "Engine", command: SetTelemetryRate) -> Result:
 
 def _results(engine: "Engine", command: GetResults) -> Result:
     text, status = results.render(
-        engine.session, command.command, command.format, run=command.run, variants=command.variants
+        engine.session,
+        command.command,
+        command.format,
+        run=command.run,
+        variants=command.variants,
+        runtime=command.runtime,
     )
     return Text(text=text, status=status)
 

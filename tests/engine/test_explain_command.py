@@ -42,6 +42,7 @@ async def test_the_answer_is_kept_with_the_session(session: Path, tmp_path: Path
     accepted = await client.request(MeasureVariant(request=0, variant="onnx", kinds=("profile", "explain")))
     state = await until(client, lambda state: ended(state, accepted))
     assert [type(one) for one in state.measurements] == [Profile, Explanation]
+    assert not any("USDT" in path.read_text() for path in session.glob("jobs/*/log.txt"))  # PyTorch's profiler's
     (job,) = (job for job in state.jobs if job.kind == "explain")
     names = {one.id: one.name for one in state.variants}
     assert (names[job.variant], names[job.against]) == ("onnx", "baseline")

@@ -9,7 +9,7 @@ import pytest
 from session_makers import CONDITIONS, add_accuracy, add_latency, add_variant, make_model
 
 from engine.exports import results
-from engine.protocol import Failed, Job, Processor, Ratio, RecipeRun, SessionOptions, Step
+from engine.protocol import Conditions, Failed, Job, Processor, Ratio, RecipeRun, SessionOptions, Step
 from engine.session import Session, SessionError
 
 HOSTILE = "conv[/]x\x1b]52;c;AAAA\x07"
@@ -242,3 +242,31 @@ def test_int8_from_another_class_of_processor_is_compared_with_a_warning(
     assert (warnings[2] is None) is (sentence is None)
     text, _ = results.render(session, "compare", "markdown")
     assert ("- int8: " in text) is (sentence is not None)
+
+
+def test_what_was_measured_under_another_runtime_is_named_and_can_be_seen(measured):
+    here = Conditions(runtime="openvino", device="cpu", processor="avx2")
+    over = Ratio(ratio=1.53, low=1.4, high=1.6, verdict="FASTER", against="onnx · openvino · cpu · batch 8")
+    add_latency(measured, measured.resolve("int8"), 3.0, conditions=here, speedup_over_parent=over)
+    text = results.render(measured, "compare", "markdown")[0]
+    assert "Also measured under openvino: int8 (trimtab compare --runtime openvino)." in text
+    rows = list(csv.DictReader(io.StringIO(results.render(measured, "compare", "csv")[0])))
+    assert [row["other_runtimes"] for row in rows] == ["", "", "openvino"]
+    under = results.results(measured, "compare", runtime="openvino")
+    assert [entry["runtime"] for entry in under["variants"]] == [None, None, "openvino"]
+    assert under["variants"][2]["speedup"]["ratio"] == 3.0
+    assert "Also measured" not in results.render(measured, "compare", "markdown", runtime="openvino")[0]
+    with pytest.raises(SessionError, match=r"Nothing was measured under tensorrt\. Measured: onnxruntime, openvino"):
+        results.results(measured, "compare", runtime="tensorrt")
+
+
+def test_a_gain_over_the_parent_under_another_runtime_than_the_parents_row_says_under_which(measured):
+    here = Conditions(runtime="openvino", device="cpu", processor="avx2")
+    over = Ratio(ratio=1.53, low=1.4, high=1.6, verdict="FASTER", against="onnx · openvino · cpu · batch 8")
+    add_latency(measured, measured.resolve("int8"), 6.0, conditions=here, speedup_over_parent=over)
+    text = results.render(measured, "compare", "markdown")[0]
+    assert "1.53× FASTER, both openvino" in next(line for line in text.splitlines() if line.startswith("| int8"))
+    over_onnx = msgspec.structs.replace(over, against="onnx · onnxruntime · cpu · batch 8")
+    add_latency(measured, measured.resolve("int8"), 7.0, created=9.0, speedup_over_parent=over_onnx)
+    text = results.render(measured, "compare", "markdown")[0]
+    assert "both" not in next(line for line in text.splitlines() if line.startswith("| int8"))

@@ -3,7 +3,10 @@
 import msgspec
 import scenes
 
-from tui.comparison import best_variant, figures_for, lineage, ordered, tree
+from engine.protocol import Latency, Snapshot
+from tui.comparison import Figures, best_variant, figures_for, lineage, ordered, tree
+from tui.panes.variants import unusual_runtime
+from tui.view import default_batch_size
 
 
 def names(branches: list) -> list[str]:  # type: ignore[type-arg]
@@ -97,3 +100,47 @@ def test_a_verdict_that_did_not_come_from_the_interval_stays_at_any_limit() -> N
     snapshot = msgspec.structs.replace(scenes.work(), measurements=(*scenes.MEASUREMENTS, doubtful))
     loose = msgspec.structs.replace(snapshot, options=msgspec.structs.replace(snapshot.options, accuracy_limit=0.5))
     assert figures_for(loose, "v2", 8).verdict == "NOT ENOUGH DATA"
+
+
+def of_two_runtimes() -> Snapshot:
+    """int8 is the fastest under ONNX Runtime by its ratio, and served more under OpenVINO in another job."""
+    snapshot = scenes.work()
+    runtime = scenes.CONDITIONS["onnxruntime"]
+    other = msgspec.structs.replace(
+        scenes.latency("v2", 8, 1.90, 0.90),
+        id="under-openvino",
+        conditions=msgspec.structs.replace(runtime, runtime="openvino"),
+        throughput_per_s=9999.0,
+    )
+    return msgspec.structs.replace(snapshot, measurements=(*snapshot.measurements, other))
+
+
+def test_under_several_runtimes_the_greatest_speed_up_stands_for_a_variant() -> None:
+    snapshot = of_two_runtimes()
+    latency = figures_for(snapshot, "v2", 8).latency
+    assert latency is not None
+    assert latency.conditions.runtime == "onnxruntime"
+    best = best_variant(snapshot, 8)
+    assert best is not None
+    assert best.name == "int8"
+
+
+def test_a_row_under_another_runtime_than_usual_says_so_where_the_column_is_hidden() -> None:
+    snapshot = of_two_runtimes()
+    int8 = next(one for one in snapshot.variants if one.id == "v2")
+    (latency,) = (one for one in snapshot.measurements if one.id == "under-openvino")
+    assert unusual_runtime(int8, Figures(latency)) == " · OpenVINO"  # type: ignore[arg-type]
+    assert unusual_runtime(int8, figures_for(snapshot, "v2", 8)) == ""
+    assert unusual_runtime(int8, Figures()) == ""
+
+
+def test_the_dashboard_begins_with_a_batch_size_that_was_measured() -> None:
+    snapshot = scenes.work()
+    fixed = tuple(
+        msgspec.structs.replace(one, batch_size=4)
+        for one in snapshot.measurements
+        if isinstance(one, Latency) and one.batch_size == 8
+    )
+    assert default_batch_size(snapshot) == 8
+    assert default_batch_size(msgspec.structs.replace(snapshot, measurements=fixed)) == 4
+    assert default_batch_size(msgspec.structs.replace(snapshot, measurements=())) == 8

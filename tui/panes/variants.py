@@ -12,7 +12,7 @@ by eye: like a forest plot. `★` marks the fastest variant within the accuracy 
 
 from typing import NamedTuple
 
-from engine.protocol import Job, Running, Snapshot
+from engine.protocol import Job, Running, Snapshot, Variant
 
 from .. import charts, figures
 from ..comparison import Branch, Figures, best_variant, figures_for, jobs_on, ordered, speed_of
@@ -96,19 +96,22 @@ class VariantsPane(LineTable):
         branches = ordered(snapshot, view.batch_size, view.sort, view.filter)
         found = {branch.variant.id: figures_for(snapshot, branch.variant.id, view.batch_size) for branch in branches}
         names = [branch.prefix + clean(branch.variant.name, 80) for branch in branches]
-        names += [
+        jobs = [
             branch.below + "└ ⠹ " + job.kind for branch in branches for job in jobs_on(snapshot.jobs, branch.variant.id)
         ]
-        layout = choose_layout(self.room.width, names)
+        layout = choose_layout(self.room.width, [*names, *jobs])
+        if not any(column.name == "runtime" for column in layout.columns):
+            marks = [unusual_runtime(branch.variant, found[branch.variant.id]) for branch in branches]
+            layout = choose_layout(self.room.width, [*(name + mark for name, mark in zip(names, marks)), *jobs])
         best = best_variant(snapshot, view.batch_size)
         scale = _scale(list(found.values()), layout)
         rows = []
         for branch in branches:
             star = best is not None and best.id == branch.variant.id
             rows.append(Row(branch.variant.id, _line(branch, found[branch.variant.id], layout, scale, star)))
-            jobs = jobs_on(snapshot.jobs, branch.variant.id)
-            for number, job in enumerate(jobs, 1):
-                last = number == len(jobs) and not (branch.children and view.sort == "tree")
+            running = jobs_on(snapshot.jobs, branch.variant.id)
+            for number, job in enumerate(running, 1):
+                last = number == len(running) and not (branch.children and view.sort == "tree")
                 below = branch.below + ("└ " if last else "├ ")
                 words = training.summary(job, view.curves.get(job.id), self.room.width - layout.name - MESSAGE)
                 rows.append(Row(None, _job_line(job, below, layout.name, self.room.width, view.now, words)))
@@ -142,6 +145,15 @@ def choose_layout(width: int, names: list[str]) -> Layout:
     return Layout(widths["name"], columns)
 
 
+def unusual_runtime(variant: Variant, found: Figures) -> str:
+    """ " · OpenVINO" where the figures are not of the runtime that a variant of its format has by itself; else ""."""
+    if found.latency is None:
+        return ""
+    runtime = found.latency.conditions.runtime
+    usual = "onnxruntime" if variant.format == "onnx" else "pytorch"
+    return "" if runtime == usual else f" · {clean(RUNTIMES.get(runtime, runtime), 9)}"
+
+
 def _headings(layout: Layout) -> Line:
     spans: list[Span] = [("  ", ""), (fit("Variant", layout.name - MARK), "heading")]
     for column in layout.columns:
@@ -153,9 +165,16 @@ def _line(branch: Branch, found: Figures, layout: Layout, scale: charts.LogScale
     """One variant: its place in the tree, its name, its figures."""
     variant = branch.variant
     mark = "● " if variant.parent is None else "★ " if best else "  "
-    name = fit(clean(variant.name, 80), max(layout.name - width_of(branch.prefix) - MARK, 1))
+    shown = any(column.name == "runtime" for column in layout.columns)
+    runtime = "" if shown else unusual_runtime(variant, found)
+    name = fit(clean(variant.name, 80), max(layout.name - width_of(branch.prefix + runtime) - MARK, 1))
+    if runtime:
+        name = name.rstrip()
     role = "good-strong" if best else "strong" if variant.parent is None else ""
     spans: list[Span] = [(mark, "good" if best else "accent"), (branch.prefix, "faint"), (name, role)]
+    if runtime:
+        room = max(layout.name - width_of(branch.prefix + name) - MARK, 0)
+        spans.append((fit(runtime, room), "muted"))
     for column in layout.columns:
         spans.append((" ", ""))
         spans += _cell(column, branch, found, scale)

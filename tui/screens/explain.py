@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 OPERATORS = 8
 """Kinds of operators that are listed, those that changed most."""
 
+LAYER_NAME, VARIANT_NAME = 30, 50
+"""Characters of a layer's name (its end) and of a variant's in the name of the variant without that layer."""
+
 UNFUSED = 4
 """Nodes named one by one before the rest is only counted."""
 
@@ -124,7 +127,7 @@ class ExplainScreen(Screen[None]):
                 technique=variant.technique or "",
                 source=variant.parent,
                 parameters=variant.parameters | {"exclude": excluded},
-                name=f"{variant.name}-less-{len(excluded)}",
+                name=name_without(variant, layer, app.connection.snapshot),
                 target=variant.target or None,
             )
             self.run_worker(self._send(command, layer), group="exclude")
@@ -132,7 +135,22 @@ class ExplainScreen(Screen[None]):
     async def _send(self, command: ApplyTechnique, layer: str) -> None:
         app = cast("TrimtabApp", self.app)
         if await app.ask(command):
-            app.say(f"{command.name} will be made with {clean(layer, 60)} in float.")
+            app.say(f"{clean(command.name or '', 80)} will be made with {clean(layer, 60)} in float.")
+
+
+def name_without(variant: Variant, layer: str, snapshot: Snapshot) -> str:
+    """ "int8-less-layer.0.ffn.lin1": tells which layer was left out, and no variant has it or was asked for by it."""
+    part = (layer.rpartition("/")[0] or layer).strip("/")
+    if len(part) > LAYER_NAME:
+        part = part[-LAYER_NAME:].partition(".")[2] or part[-LAYER_NAME:]
+    wanted = f"{variant.name[:VARIANT_NAME]}-less-{part}"
+    waiting = (step.name for run in snapshot.runs for step in run.steps if step.status in ("queued", "running"))
+    taken = {*(one.name for one in snapshot.variants), *waiting}
+    number, name = 1, wanted
+    while name in taken:
+        number += 1
+        name = f"{wanted}-{number}"
+    return name
 
 
 def explanation_of(snapshot: Snapshot, variant: str, against: str) -> Explanation | None:
@@ -151,11 +169,14 @@ def explained(found: Explanation, width: int) -> Content:
     parts = [
         Content.assemble(
             (f"{figures.ratio(ratio.ratio)} {ratio.verdict}", f"bold {style}"),
-            (f"  ({figures.interval(ratio.low, ratio.high)})  {clean(where, 60)}, batch {found.batch_size}", "$muted"),
+            (f"  ({figures.interval(ratio.low, ratio.high)}), timed in turns", "$muted"),
+            (f"  {clean(where, 60)}, batch {found.batch_size}", "$muted"),
         ),
         content(found.cause, limit=2000),
         Content(""),
-        Content.styled(f"{fit('operator', 30)}{fit('computes in', 22)}{'before':>12}{'after':>12}", "$primary"),
+        Content.styled(
+            f"{fit('operator in the profile', 30)}{fit('computes in', 22)}{'before':>12}{'after':>12}", "$primary"
+        ),
     ]
     for row in found.changes[:OPERATORS]:
         kind = f"{row.precision or ''} {row.operands or ''}".strip()

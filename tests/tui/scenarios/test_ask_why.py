@@ -16,8 +16,11 @@ from engine.protocol import (
     OperatorTime,
     Profile,
     Ratio,
+    RecipeRun,
+    Step,
     Unfused,
 )
+from tui.screens.explain import name_without
 
 ANSWER = Explanation(
     id="e1",
@@ -109,7 +112,21 @@ async def test_the_layer_that_breaks_accuracy_is_left_out_with_one_key() -> None
         command = await seen.asked(ApplyTechnique)
         assert (command.technique, command.source) == ("quantize-static", "v1")
         assert command.parameters == {"exclude": ["first", "loud"]}
-        assert command.name == "int8-less-2"
+        assert command.name == "int8-less-loud"
+        await seen.sees("int8-less-loud will be made with loud in float")
+
+
+def test_the_name_of_a_variant_tells_the_layer_and_is_nobodys() -> None:
+    work = scenes.work()
+    int8 = next(one for one in work.variants if one.id == "v2")
+    assert name_without(int8, "/12/Gemm", work) == "int8-less-12"
+    deep = "distilbert.transformer.layer.0.attention.v_lin/MatMul"
+    assert name_without(int8, deep, work) == "int8-less-layer.0.attention.v_lin"
+    made = msgspec.structs.replace(int8, id="v9", name="int8-less-12")
+    step = Step(name="int8-less-12-2", kind="technique", word="quantize-static")
+    run = RecipeRun(id="r", title="int8", created=scenes.NOW, steps=(step,))
+    later = msgspec.structs.replace(work, variants=(*work.variants, made), runs=(run,))
+    assert name_without(int8, "/12/Gemm", later) == "int8-less-12-3"
 
 
 async def test_a_layer_that_was_never_quantized_is_not_left_in_float_once_more() -> None:

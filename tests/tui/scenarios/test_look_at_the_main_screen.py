@@ -65,3 +65,14 @@ async def test_refused_steps_of_a_recipe_are_listed_with_their_reason() -> None:
     )
     async with dashboard(msgspec.structs.replace(scenes.work(), runs=(run,)), size=(200, 50)) as seen:
         await seen.sees("int4", "refused", "No MatMul.")
+
+
+async def test_figures_under_another_runtime_are_marked_in_a_narrow_terminal() -> None:
+    work = scenes.work()
+    openvino = msgspec.structs.replace(scenes.CONDITIONS["onnxruntime"], runtime="openvino")
+    measured = tuple(
+        msgspec.structs.replace(one, conditions=openvino) if one.variant == "v2" else one for one in work.measurements
+    )
+    for width in (80, 100):
+        async with dashboard(msgspec.structs.replace(work, measurements=measured), size=(width, 30)) as seen:
+            await seen.sees("int8 · OpenVINO")
