@@ -12,7 +12,7 @@ from ..context import JobContext, LoadedVariant, VariantFiles
 from ..models import ModelError
 from ..models.tensors import tensors_by_path
 from ..models.torch_model import save_module
-from ..protocol import Changed
+from ..protocol import Changed, Left
 from ..training import Course, Plan, Precision, held_out_accuracy, train
 from ..training.checkpoints import checkpoints_for
 from ..training.data import INEXACT, TrainingData
@@ -32,7 +32,7 @@ def teach(source: LoadedVariant, parameters: Distill, job: JobContext) -> Varian
     teacher = source.module()
     call, samples = example_call(model)
     torch.manual_seed(job.spec.seed)
-    student, origin, done = _student(parameters, job, teacher, call)
+    student, origin, done, left = _student(parameters, job, teacher, call)
     _refuse_other_answers(student, teacher, call, origin)
     data, objective = TrainingData(model, seed=job.spec.seed), Objective(model)
     precision = Precision(parameters.precision, device, job.spec.processor.features)
@@ -76,22 +76,26 @@ def teach(source: LoadedVariant, parameters: Distill, job: JobContext) -> Varian
     return VariantFiles(
         format="pytorch",
         files=[path],
-        changed=Changed(summary=_summary(figures, parameters), touched=tuple(done), figures=figures),
+        changed=Changed(
+            summary=_summary(figures, parameters), touched=tuple(done), left=tuple(left), figures=figures
+        ),
         parameter_count=figures["parameter_count"],
         macs=macs,
     )
 
 
-def _student(parameters: Distill, job: JobContext, teacher: nn.Module, call: Any) -> tuple[nn.Module, str, list[str]]:
-    """(module, in words where it comes from, what was changed to get it)"""
+def _student(
+    parameters: Distill, job: JobContext, teacher: nn.Module, call: Any
+) -> tuple[nn.Module, str, list[str], list[Left]]:
+    """(module, in words where it comes from, what was changed to get it, what was left and why)"""
     model: Any = job.model
     wanted = parameters.student
     if wanted == "user" or (wanted == "auto" and "student_model" in model.offers):
-        return model.student(), "student_model()", ["a network of its own"]
-    student, done = derive(
+        return model.student(), "student_model()", ["a network of its own"], []
+    student, done, left = derive(
         teacher, call, parameters.student_width, parameters.student_depth, parameters.protect, parameters.round_to
     )
-    return student, "derived from the teacher", done
+    return student, "derived from the teacher", done, left
 
 
 def _refuse_other_answers(student: nn.Module, teacher: nn.Module, call: Any, origin: str) -> None:

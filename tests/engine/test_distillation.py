@@ -18,7 +18,7 @@ from engine.training.data import TrainingData
 from engine.training.objectives import Objective
 
 from .learning_models import CNN_FILE, RECURRENT_FILE, TRANSFORMER_FILE, adopted, baseline, make_job, open_text, points
-from .test_pruning import trained_file
+from .test_pruning import TIED_FILE, trained_file
 
 FAMILIES = {"cnn": CNN_FILE, "transformer": TRANSFORMER_FILE, "recurrent": RECURRENT_FILE}
 
@@ -50,7 +50,7 @@ def test_a_derived_student_starts_from_the_teachers_weights(family, tmp_path):
     model = open_text(tmp_path, FAMILIES[family])
     teacher = model.module()
     inputs = model.torch_args(model.example(2))[0]
-    student, done = derive(teacher, lambda m: m(*inputs), width=0.5, depth=1.0, round_to=2)
+    student, done, _ = derive(teacher, lambda m: m(*inputs), width=0.5, depth=1.0, round_to=2)
     assert done
     assert sum(p.numel() for p in student.parameters()) < sum(p.numel() for p in teacher.parameters())
     assert student(*inputs).shape == teacher(*inputs).shape
@@ -58,6 +58,16 @@ def test_a_derived_student_starts_from_the_teachers_weights(family, tmp_path):
         theirs, ours = teacher.stem.weight.flatten(1).tolist(), student.stem.weight.flatten(1).tolist()
         assert len(ours) == len(theirs) // 2
         assert all(row in theirs for row in ours)
+
+
+def test_a_derived_student_keeps_tied_weights_tied_and_says_what_it_left(tmp_path):
+    model = open_text(tmp_path, TIED_FILE)
+    asked = Distill(student="derived", student_width=0.5, round_to=2, epochs=0.1, precision="float32")
+    variant, files, _ = run(model, tmp_path, asked)
+    student = variant.module()
+    assert student.guess.weight is student.table.weight
+    assert student.mid.out_features == 12
+    assert ("back", "guess has weights in common with table") in {(one.name, one.reason) for one in files.changed.left}
 
 
 def test_a_shallower_student_keeps_an_even_selection_of_blocks():

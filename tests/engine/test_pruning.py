@@ -44,6 +44,42 @@ from .learning_models import (
 FAMILIES = {"cnn": CNN_FILE, "transformer": TRANSFORMER_FILE, "recurrent": RECURRENT_FILE}
 
 
+TIED_FILE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(10, 16)
+        self.mid = nn.Linear(16, 24)
+        self.back = nn.Linear(24, 16)
+        self.guess = nn.Linear(16, 10, bias=False)
+        self.guess.weight = self.table.weight
+
+    def forward(self, tokens):
+        return self.guess(torch.tanh(self.back(torch.relu(self.mid(self.table(tokens))))))
+
+def load_model():
+    torch.manual_seed(0)
+    return Net()
+
+def example_input(batch_size):
+    return torch.arange(5).expand(batch_size, 5).contiguous()
+
+def train_data():
+    tokens = torch.randint(0, 10, (32, 5), generator=torch.Generator().manual_seed(1))
+    return [(some, some) for some in tokens.split(4)]
+
+def loss(outputs, labels):
+    return nn.functional.cross_entropy(outputs.flatten(0, 1), labels.flatten())
+
+def accuracy(outputs, labels):
+    return (outputs.argmax(-1) == labels).float().mean(1)
+"""
+"""A network whose last layer has the weights of its first."""
+
+
 def run(technique, model, directory, parameters):
     """(the variant made, its record of changes, messages)"""
     tag = parameters.__struct_config__.tag
@@ -163,6 +199,17 @@ def test_output_layers_and_protected_layers_keep_their_width(tmp_path):
     reasons = {left.name: left.reason for left in network.left}
     assert reasons["head"] == "its width is the model's output"
     assert reasons["blocks.0.conv1"] == "protected"
+
+
+@pytest.mark.parametrize("importance", ["l2", "taylor"])
+def test_tied_weights_stay_tied_and_the_layers_in_front_of_them_are_left(importance, tmp_path):
+    model = open_text(tmp_path, TIED_FILE)
+    asked = PruneStructured(ratio=0.5, importance=importance, fine_tune_epochs=1, precision="float32")
+    variant, files, _ = run(prune_structured, model, tmp_path, asked)
+    module = variant.module()
+    assert module.guess.weight is module.table.weight
+    assert files.changed.touched == ("mid",)
+    assert ("back", "guess has weights in common with table") in {(one.name, one.reason) for one in files.changed.left}
 
 
 @pytest.mark.parametrize(
