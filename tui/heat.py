@@ -87,12 +87,12 @@ def heat(value: float, limit: float) -> int:
 def kept(scan: Sensitivity, layer: LayerSensitivity, at: int) -> int:
     """Units that stayed at the ratio of this index, as recorded; else rounded as structured pruning rounds them.
 
-    That is to the nearest of the multiples and the present width; heads and layers of less than a multiple are not.
+    That is to the nearest of the multiples and the present width; heads are not rounded to multiples.
     """
     if layer.kept:
         return layer.kept[at]
     keep = (1 - scan.ratios[at]) * layer.width
-    if layer.kind == "heads" or layer.width <= MULTIPLE:
+    if layer.kind == "heads":
         return min(layer.width, max(1, round(keep)))
     multiple = max(1, round(keep / MULTIPLE)) * MULTIPLE
     return layer.width if multiple > layer.width or layer.width - keep < abs(multiple - keep) else multiple

@@ -100,7 +100,9 @@ class PruneStructured(FineTuned, frozen=True, tag="prune-structured"):
         Literal["l2", "taylor"],
         Meta(description="what goes first: filters with the smallest norm, or with the least effect on the loss"),
     ] = "l2"
-    round_to: Annotated[int, Meta(ge=1, le=128, description="keep widths that are multiples of this")] = 8
+    round_to: Annotated[
+        int, Meta(ge=1, le=128, description="keep widths that are multiples of this; a narrower layer stays as it is")
+    ] = 8
     cycles: Annotated[int, Meta(ge=1, le=20, description="cut in so many steps, fine-tuning after each")] = 1
     scan: Annotated[bool, Meta(description="also record how much accuracy each layer costs when cut alone")] = False
     widths: Annotated[

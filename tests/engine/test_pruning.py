@@ -356,7 +356,12 @@ def test_widths_are_rounded_to_multiples(tmp_path):
     inputs = model.torch_args(model.example(2))[0]
     group = PrunableNetwork(model.module(), lambda m: m(*inputs)).groups[0]
     assert [rounded(keep, group, 4) for keep in (0.1, 5.9, 6.1, 15.9, 40)] == [4, 4, 8, 16, 16]
-    assert rounded(3.2, group, 32) == 3  # narrower than one multiple: as asked
+
+
+@pytest.mark.parametrize("kind", ["channels", "neurons", "hidden units", "heads"])
+def test_a_layer_of_less_than_a_multiple_stays_as_it_is(kind):
+    group = Group("layer", kind, 48, (), original=48)
+    assert [rounded(keep, group, 64) for keep in (43.2, 3)] == ([43, 3] if kind == "heads" else [48, 48])
 
 
 @pytest.mark.parametrize("width", [10, 12, 20, 44, 67])

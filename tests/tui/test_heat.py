@@ -27,6 +27,7 @@ def test_how_hot_a_cell_is_goes_by_the_limit(drop: float, level: int) -> None:
         (64, "channels", 0.125, 56),
         (16, "channels", 0.875, 8),
         (6, "heads", 0.5, 3),
+        (6, "channels", 0.5, 6),
         (20, "channels", 0.01, 20),
     ],
 )
