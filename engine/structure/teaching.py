@@ -76,9 +76,7 @@ def teach(source: LoadedVariant, parameters: Distill, job: JobContext) -> Varian
     return VariantFiles(
         format="pytorch",
         files=[path],
-        changed=Changed(
-            summary=_summary(figures, parameters), touched=tuple(done), left=tuple(left), figures=figures
-        ),
+        changed=Changed(summary=_summary(figures, parameters), touched=tuple(done), left=tuple(left), figures=figures),
         parameter_count=figures["parameter_count"],
         macs=macs,
     )

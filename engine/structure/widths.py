@@ -15,6 +15,15 @@ import torch
 
 from .network import CannotPrune, Group, PrunableNetwork
 
+
+class OverBudget(CannotPrune):
+    """Even the strongest pruning costs more than the budget; `least` is what it costs."""
+
+    def __init__(self, least: float, budget: float) -> None:
+        super().__init__(f"the budget of {budget:.4g} cannot be met: the strongest pruning still costs {least:.4g}.")
+        self.least = least
+
+
 Scores = dict[str, torch.Tensor]
 """Group → scores of its units, (1 or cells, width), mean 1 (see `importance`)."""
 
@@ -92,7 +101,7 @@ def search(
 ) -> tuple[float, dict[str, int]]:
     """The weakest strength, with its widths, whose network costs at most `budget` (in the unit of `cost`).
 
-    Raises CannotPrune when even the strongest pruning costs more.
+    Raises OverBudget when even the strongest pruning costs more.
     """
     known: dict[tuple[tuple[str, int], ...], float] = {}
 
@@ -109,9 +118,7 @@ def search(
     low, high = 0.0, STRONGEST
     least = cost_at(high)
     if least > budget:
-        raise CannotPrune(
-            f"the budget cannot be met: the strongest pruning still needs {least / budget:.2f} times as much."
-        )
+        raise OverBudget(least, budget)
     for _ in range(SEARCH_STEPS):
         middle = (low + high) / 2
         if cost_at(middle) <= budget:

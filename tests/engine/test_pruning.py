@@ -540,10 +540,46 @@ def test_a_variant_pins_what_the_search_found(tmp_path):
     asked = PruneStructured(keep_parameters=0.6, scope="global", round_to=2, fine_tune_epochs=0)
     _, files, _ = run(prune_structured, model, tmp_path, asked)
     again = msgspec.convert(files.parameters | {"type": "prune-structured"}, PruneStructured)
-    assert again.keep_parameters is None
+    assert (again.keep_parameters, again.ratio) == (0.6, None), "what was asked for is recorded, and nothing else"
     assert again.widths
+    assert refuse_structured(None, model.info(), hardware(), again) is None
     _, remade, _ = run(prune_structured, model, tmp_path, again)
     assert remade.changed.figures["widths"] == files.changed.figures["widths"]
+
+
+def test_the_ratio_that_an_empty_one_stands_for_is_recorded(tmp_path):
+    _, files, _ = run(prune_structured, open_text(tmp_path, CNN_FILE), tmp_path, PruneStructured(fine_tune_epochs=0))
+    assert files.parameters["ratio"] == 0.3
+    assert next(field for field in fields_of(PruneStructured) if field.name == "ratio").empty == "0.3"
+
+
+@pytest.mark.parametrize("budget", ["keep_macs", "keep_parameters", "keep_latency"])
+def test_a_ratio_beside_a_budget_is_refused(budget, tmp_path):
+    info = open_text(tmp_path, CNN_FILE).info()
+    assert refuse_structured(None, info, hardware(), PruneStructured(**{budget: 0.5})) is None
+    both = PruneStructured(ratio=0.3, **{budget: 0.5})
+    assert f"ratio or {budget}, not both" in refuse_structured(None, info, hardware(), both)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"widths": ["blocks.0.conv1=960"]}, "960 of blocks.0.conv1, which has 16"),
+        ({"widths": ["blocks.0.conv1=0"]}, "'blocks.0.conv1=0' leaves nothing of the layer"),
+        ({"widths": ["blocks.0.conv1=16"]}, "with the width that it has already"),
+        ({"widths": ["blocks.0.conv1=x"]}, "not of the form layer=channels"),
+        (
+            {"keep_macs": 0.001},
+            r"keep_macs = 0.001 cannot be met: the strongest pruning still keeps \d+\.\d\d% of the mult",
+        ),
+        ({"keep_parameters": 0.001}, r"Give a keep_parameters above 0\.\d+, or lower round_to"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_with_what_can(asked, sentence, tmp_path):
+    model = open_text(tmp_path, CNN_FILE)
+    job, _ = make_job(model, tmp_path)
+    with pytest.raises(Refusal, match=sentence):
+        prune_structured(baseline(model, tmp_path), PruneStructured(**asked, fine_tune_epochs=0), job)
 
 
 def test_a_stopped_job_goes_on_in_its_cycle(tmp_path):
