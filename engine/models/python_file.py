@@ -63,7 +63,12 @@ class PythonModel(TorchModel):
         """A new student for distillation, untrained or as the user made it, on the CPU. Raises ModelError."""
         if "student_model" not in self.offers:
             raise ModelError(f"{self.path.name} has no student_model().")
-        return run_user_code(self.path, "student_model()", self.file.student_model).cpu()
+        student = run_user_code(self.path, "student_model()", self.file.student_model)
+        if not isinstance(student, torch.nn.Module):
+            raise ModelError(
+                f"{self.path.name}: student_model() returned a {type(student).__name__}, not a torch.nn.Module."
+            )
+        return student.cpu()
 
     # --- data
 

@@ -183,6 +183,13 @@ def test_a_student_with_other_classes_is_refused_before_the_first_step(alpha, tm
         distill(baseline(model, tmp_path), Distill(epochs=1, alpha=alpha, precision="float32"), job)
 
 
+def test_a_student_model_that_returns_no_module_is_named(tmp_path):
+    model = open_text(tmp_path, CNN_FILE.replace("    return Net(8, 1)", "    Net(8, 1)"))
+    job, _ = make_job(model, tmp_path)
+    with pytest.raises(ModelError, match=r"net.py: student_model\(\) returned a NoneType, not a torch.nn.Module"):
+        distill(baseline(model, tmp_path), Distill(), job)
+
+
 def test_the_teacher_alone_needs_no_labels(tmp_path):
     text = CNN_FILE.replace("return batches(1024, 1)", "return [(images, None) for images, _ in batches(1024, 1)]")
     model = open_text(tmp_path, text)
