@@ -183,6 +183,28 @@ def test_a_student_with_other_classes_is_refused_before_the_first_step(alpha, tm
         distill(baseline(model, tmp_path), Distill(epochs=1, alpha=alpha, precision="float32"), job)
 
 
+@pytest.mark.parametrize(
+    ("width", "words"), [(16, "with as many parameters as the teacher"), (32, "× as many parameters as the teacher")]
+)
+def test_a_student_that_is_not_smaller_is_said_to_be_none(width, words, tmp_path):
+    model = open_text(tmp_path, CNN_FILE.replace("    return Net(8, 1)", f"    return Net({width}, 2)"))
+    _, files, messages = run(model, tmp_path, Distill(epochs=0.1, precision="float32"))
+    assert words in files.changed.summary
+    assert "fewer" not in files.changed.summary
+    assert any("it is not smaller" in getattr(message, "text", "") for message in messages)
+
+
+def test_what_shapes_a_derived_student_is_refused_for_the_users_own(tmp_path):
+    info = open_text(tmp_path, CNN_FILE).info()
+    here = Hardware(hostname="here", processor=read_processor())
+    assert refuse(None, info, here, Distill()) is None
+    assert "protect would count nothing: set student = derived, or leave it out" in refuse(
+        None, info, here, Distill(protect=["stem"])
+    )
+    assert "student_width and round_to" in refuse(None, info, here, Distill(student_width=0.3, round_to=4))
+    assert refuse(None, info, here, Distill(student="derived", protect=["stem"])) is None
+
+
 def test_a_student_model_that_returns_no_module_is_named(tmp_path):
     model = open_text(tmp_path, CNN_FILE.replace("    return Net(8, 1)", "    Net(8, 1)"))
     job, _ = make_job(model, tmp_path)
