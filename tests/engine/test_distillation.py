@@ -263,8 +263,9 @@ def test_a_stopped_distillation_goes_on(tmp_path):
         distill(source, asked, job)
     job, messages = make_job(model, tmp_path)
     distill(source, asked, job)
-    steps = [message.done for message in messages if isinstance(message, Progressed)]
-    assert steps[0] == 22
+    told = [message for message in messages if isinstance(message, Progressed)]
+    assert told[0].done == 22
+    assert told[0].message.endswith(", going on from step 21")
 
 
 def test_a_missing_student_is_said_before_it_runs(tmp_path):
