@@ -7,6 +7,7 @@ structure is decided at the cut and cannot be told from the weights alone.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +129,8 @@ class _Cutting:
             return None
         unknown = sorted(set(pinned) - set(self.widths_before))
         if unknown:
-            raise CannotPrune(f"widths names {unknown[0]}, which is no layer that can be made narrower here.")
+            known = next((f" ({left.reason})" for left in self.whole.left if left.name == unknown[0]), "")
+            raise CannotPrune(f"widths names {unknown[0]}, which is no layer that can be made narrower here{known}.")
         widths = {}
         for name, last in pinned.items():
             before = self.widths_before[name]
@@ -167,7 +169,8 @@ class _Cutting:
 
         asked = self.parameters
         name = next(name for name in BUDGETS if getattr(asked, name) is not None)
-        ways = f"Give a {name} above {least:.3g}" + (", or lower round_to." if asked.round_to > 1 else ".")
+        enough = math.ceil(1000 * least) / 1000
+        ways = f"Give at least {name} = {enough:g}" + (", or lower round_to." if asked.round_to > 1 else ".")
         return (
             f"{name} = {getattr(asked, name):g} cannot be met: the strongest pruning still keeps {least:.2%} of the "
             f"{BUDGETS[name]}. {ways}"

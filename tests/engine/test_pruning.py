@@ -567,12 +567,13 @@ def test_a_ratio_beside_a_budget_is_refused(budget, tmp_path):
         ({"widths": ["blocks.0.conv1=960"]}, "960 of blocks.0.conv1, which has 16"),
         ({"widths": ["blocks.0.conv1=0"]}, "'blocks.0.conv1=0' leaves nothing of the layer"),
         ({"widths": ["blocks.0.conv1=16"]}, "with the width that it has already"),
+        ({"widths": ["head=2"]}, r"no layer that can be made narrower here \(its width is the model's output\)"),
         ({"widths": ["blocks.0.conv1=x"]}, "not of the form layer=channels"),
         (
             {"keep_macs": 0.001},
             r"keep_macs = 0.001 cannot be met: the strongest pruning still keeps \d+\.\d\d% of the mult",
         ),
-        ({"keep_parameters": 0.001}, r"Give a keep_parameters above 0\.\d+, or lower round_to"),
+        ({"keep_parameters": 0.001}, r"Give at least keep_parameters = 0\.\d+, or lower round_to"),
     ],
 )
 def test_what_cannot_be_had_is_refused_with_what_can(asked, sentence, tmp_path):
