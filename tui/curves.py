@@ -26,7 +26,7 @@ RECENT = 40
 TREND = 0.01
 """A change of the mean by less than this share is no trend; neither is one within twice its standard error."""
 
-FACTS = ("steps_per_epoch", "total_steps", "accuracy_before")
+FACTS = ("steps_per_epoch", "total_steps", "accuracy_before", "checkpoint")
 """Metrics that are no curves: the axis, and what the accuracy limit is counted from."""
 
 FIRST = ("loss", "accuracy", "held_out_loss")

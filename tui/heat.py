@@ -21,6 +21,9 @@ STEPS = (0.25, 1.0, 3.0, 10.0)
 MULTIPLE = 8
 """Widths that a scan does not record were multiples of this, as structured pruning keeps them unless told otherwise."""
 
+FEWEST_SAMPLES = 5
+"""A drop of so many samples is more than chance; a limit below that is finer than what the scan can tell."""
+
 Choice = Mapping[str, int]
 """Layer → index of the chosen ratio."""
 
@@ -84,15 +87,22 @@ def heat(value: float, limit: float) -> int:
     return sum(value > step * unit for step in STEPS)
 
 
+def too_coarse(scan: Sensitivity, limit: float) -> str | None:
+    """A sentence for a scan of too few samples to tell cells within the limit from others; None if it can tell."""
+    if not scan.samples or scan.samples * limit >= FEWEST_SAMPLES:
+        return None
+    return f"{scan.samples:,} samples are too few for this limit: one is {100 / scan.samples:.2f} points."
+
+
 def kept(scan: Sensitivity, layer: LayerSensitivity, at: int) -> int:
     """Units that stayed at the ratio of this index, as recorded; else rounded as structured pruning rounds them.
 
-    That is to the nearest of the multiples and the present width; heads and layers of less than a multiple are not.
+    That is to the nearest of the multiples and the present width; heads are not rounded to multiples.
     """
     if layer.kept:
         return layer.kept[at]
     keep = (1 - scan.ratios[at]) * layer.width
-    if layer.kind == "heads" or layer.width <= MULTIPLE:
+    if layer.kind == "heads":
         return min(layer.width, max(1, round(keep)))
     multiple = max(1, round(keep / MULTIPLE)) * MULTIPLE
     return layer.width if multiple > layer.width or layer.width - keep < abs(multiple - keep) else multiple
@@ -119,6 +129,15 @@ def widths(scan: Sensitivity, choice: Choice) -> list[str]:
             if keep < layer.width:
                 entries.append(f"{layer.name}={keep}")
     return entries
+
+
+def nothing_goes(scan: Sensitivity, choice: Choice) -> str:
+    """Why a choice comes to nothing: its layers are rounded to the width that they have."""
+    layers = [layer for layer in scan.layers if layer.name in choice]
+    parts = [f"all {layer.width} {layer.kind} of {layer.name} stay" for layer in layers[:2]]
+    rest = f", and {len(layers) - 2} more layers" if len(layers) > 2 else ""
+    to = "whole heads" if all(layer.kind == "heads" for layer in layers) else "what pruning leaves"
+    return f"Rounded to {to}, {' and '.join(parts)}{rest}: choose a stronger cut."
 
 
 def saving(scan: Sensitivity, layer: LayerSensitivity, at: int) -> float | None:

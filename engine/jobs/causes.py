@@ -60,12 +60,18 @@ class Death(Struct, frozen=True):
     cause: Cause
 
 
-def explain_death(ended: Exit, witness: MemoryWitness, last_line: str) -> Death:
-    """One sentence on how a worker ended that sent no result, with the last line of its log if there is one."""
+def explain_death(ended: Exit, witness: MemoryWitness, last_line: str, checkpoint: float | None = None) -> Death:
+    """One sentence on how a worker ended that sent no result, with the last line of its log if there is one.
+
+    `checkpoint`: the step of the last checkpoint of its training, which is where the same work goes on.
+    """
     death = _death(ended, witness)
-    if not last_line:
-        return death
-    return Death(f"{death.reason} Last line of its log: {clean_text(last_line, 200)}", death.cause)
+    reason = death.reason
+    if checkpoint is not None:
+        reason += f" The same step run again goes on from the checkpoint at step {checkpoint:.0f}."
+    if last_line:
+        reason += f" Last line of its log: {clean_text(last_line, 200)}"
+    return Death(reason, death.cause)
 
 
 def _death(ended: Exit, witness: MemoryWitness) -> Death:

@@ -1,7 +1,8 @@
 """A Python model file: the functions of the contract that it has, and nothing it does not.
 
-`load_model()` and `example_input(batch_size)` are required; `train_data`, `calibration_data`, `test_data`,
-`student_model`, `loss`, `accuracy`, `metric`, `dynamic_shapes`, `raw_inputs` and `preprocess` are used where they are.
+`load_model()` and `example_input(batch_size)` are required; `train_data`, `validation_data`, `calibration_data`,
+`test_data`, `student_model`, `loss`, `accuracy`, `metric`, `dynamic_shapes`, `raw_inputs` and `preprocess` are used
+where they are.
 Data may be a function, a generator function, or simply an iterable of that name.
 """
 
@@ -21,8 +22,8 @@ from .scoring import by_user, for_user, top_1
 from .torch_model import TorchModel
 
 OPTIONAL = (
-    "train_data", "calibration_data", "test_data", "student_model", "loss", "accuracy", "metric", "dynamic_shapes",
-    "raw_inputs", "preprocess",
+    "train_data", "validation_data", "calibration_data", "test_data", "student_model", "loss", "accuracy", "metric",
+    "dynamic_shapes", "raw_inputs", "preprocess",
 )  # fmt: skip
 """What a model file may offer beside load_model and example_input."""
 
@@ -63,7 +64,12 @@ class PythonModel(TorchModel):
         """A new student for distillation, untrained or as the user made it, on the CPU. Raises ModelError."""
         if "student_model" not in self.offers:
             raise ModelError(f"{self.path.name} has no student_model().")
-        return run_user_code(self.path, "student_model()", self.file.student_model).cpu()
+        student = run_user_code(self.path, "student_model()", self.file.student_model)
+        if not isinstance(student, torch.nn.Module):
+            raise ModelError(
+                f"{self.path.name}: student_model() returned a {type(student).__name__}, not a torch.nn.Module."
+            )
+        return student.cpu()
 
     # --- data
 

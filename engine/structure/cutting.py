@@ -7,6 +7,7 @@ structure is decided at the cut and cannot be told from the weights alone.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from .importance import Mass, squares, taylor_mass, unit_scores
 from .network import CannotPrune, PrunableNetwork
 from .protecting import unmatched
 from .retraining import Retraining
-from .widths import Curve, Scores, search, shrink, widths_at
+from .widths import Curve, OverBudget, Scores, search, shrink, widths_at
 
 if TYPE_CHECKING:
     from ..techniques.pruning import PruneStructured
@@ -94,6 +95,8 @@ class _Cutting:
 
     def _cut_once(self, network: PrunableNetwork, cycle: int) -> None:
         """Bring the network to the widths of this cycle: equal factors lead from the whole to the last one."""
+        from ..techniques.pruning import DEFAULT_RATIO
+
         share = cycle / self.parameters.cycles
         scores = self._scores(network)
         self.job.progress(0, None, f"cutting ({cycle} of {self.parameters.cycles})")
@@ -101,7 +104,7 @@ class _Cutting:
         if widths is None:
             widths = self._searched(network, scores, share)
         if widths is None:
-            strength = 1 - (1 - self.parameters.ratio) ** share
+            strength = 1 - (1 - (self.parameters.ratio or DEFAULT_RATIO)) ** share
             widths = self._widths_at(network, scores)(strength)
         shrink(network, widths, scores)
 
@@ -126,10 +129,13 @@ class _Cutting:
             return None
         unknown = sorted(set(pinned) - set(self.widths_before))
         if unknown:
-            raise CannotPrune(f"widths names {unknown[0]}, which is no layer that can be made narrower here.")
+            known = next((f" ({left.reason})" for left in self.whole.left if left.name == unknown[0]), "")
+            raise CannotPrune(f"widths names {unknown[0]}, which is no layer that can be made narrower here{known}.")
         widths = {}
         for name, last in pinned.items():
             before = self.widths_before[name]
+            if last > before:
+                raise CannotPrune(f"widths asks for {last} of {name}, which has {before}: nothing is made wider.")
             widths[name] = last if share == 1 else round(before * (last / before) ** share)
         return widths
 
@@ -151,8 +157,24 @@ class _Cutting:
         def tell(strength: float, share: float) -> None:
             self.job.progress(0, None, f"searching: strength {strength:.3f} keeps {share:.1%}")
 
-        _, widths = search(network, budget**share, cost, self._widths_at(network, scores), scores, tell)
+        try:
+            _, widths = search(network, budget**share, cost, self._widths_at(network, scores), scores, tell)
+        except OverBudget as over:
+            raise CannotPrune(self._unmet(over.least)) from over
         return widths
+
+    def _unmet(self, least: float) -> str:
+        """That the budget cannot be met, and what can be: `least` is the share that the strongest pruning keeps."""
+        from ..techniques.pruning import BUDGETS
+
+        asked = self.parameters
+        name = next(name for name in BUDGETS if getattr(asked, name) is not None)
+        enough = math.ceil(1000 * least) / 1000
+        ways = f"Give at least {name} = {enough:g}" + (", or lower round_to." if asked.round_to > 1 else ".")
+        return (
+            f"{name} = {getattr(asked, name):g} cannot be met: the strongest pruning still keeps {least:.2%} of the "
+            f"{BUDGETS[name]}. {ways}"
+        )
 
     def _time_share(self, module: nn.Module) -> float:
         """Of the uncut network's time, on the job's device, for the largest batch that is measured."""
@@ -188,6 +210,8 @@ class _Cutting:
         changed = {
             name: (before, widths[name]) for name, before in self.widths_before.items() if before != widths[name]
         }
+        if not changed and self.parameters.widths:
+            raise CannotPrune("nothing was removed: widths names every layer with the width that it has already.")
         if not changed:
             raise CannotPrune(
                 f"nothing was removed: rounding to multiples of {self.parameters.round_to} left every layer as wide as "
@@ -208,10 +232,7 @@ class _Cutting:
             figures["sensitivity"] = json.dumps(self.scanned)
             files.append(sensitivity.write_scan(self.scanned, self.job.work / "sensitivity.json"))
         save_module(network.module, files[0])
-        pinned = msgspec.to_builtins(self.parameters)
-        pinned.pop("type", None)
-        pinned |= {"keep_macs": None, "keep_parameters": None, "keep_latency": None}
-        pinned["widths"] = [f"{name}={width}" for name, width in widths.items()]
+        pinned = self._as_asked() | {"widths": [f"{name}={width}" for name, width in widths.items()]}
         return VariantFiles(
             format="pytorch",
             files=files,
@@ -226,6 +247,16 @@ class _Cutting:
             parameter_count=figures["parameter_count"],
             macs=macs,
         )
+
+    def _as_asked(self) -> dict[str, Any]:
+        """The parameters, with the ratio that an empty one stood for; a budget stays beside the widths it led to."""
+        from ..techniques.pruning import BUDGETS, DEFAULT_RATIO
+
+        asked = msgspec.to_builtins(self.parameters)
+        asked.pop("type", None)
+        if not asked["widths"] and all(asked[name] is None for name in BUDGETS):
+            asked["ratio"] = asked["ratio"] or DEFAULT_RATIO
+        return asked
 
     def _timed_in_words(self) -> str:
         """What a latency budget was timed under."""

@@ -99,9 +99,13 @@ class PrunableNetwork:
         followed = self._without_shared_counts(list(self._graph_groups()))
         groups = [*followed, *(self._recurrent_group(layer) for layer in recurrent)]
         self.groups: list[Group] = []
+        tied = tied_layers(module)
         for group in groups:
+            shared = next((member for member in group.members if member in tied), None)
             if any(is_protected(member, protect) for member in group.members):
                 self.left.append(Left(name=group.name, reason="protected"))
+            elif shared is not None:  # a cut would give one of the two a tensor of its own
+                self.left.append(Left(name=group.name, reason=f"{shared} has weights in common with {tied[shared]}"))
             else:
                 group.original = group.width
                 self.groups.append(group)
@@ -311,6 +315,16 @@ class PrunableNetwork:
         if exact and not all(_equal(a, b) for a, b in zip(before, after)):
             return "the network does more with these units than could be followed"
         return None
+
+
+def tied_layers(module: nn.Module) -> dict[str, str]:
+    """Layers that hold a parameter which another layer holds, too (tied weights) → one such other layer."""
+    holders: dict[nn.Parameter, list[str]] = {}
+    for name, layer in module.named_modules():
+        for parameter in {id(one): one for one in layer.parameters(recurse=False)}.values():
+            holders.setdefault(parameter, []).append(name)
+    several = [names for names in holders.values() if len(names) > 1]
+    return {name: next(other for other in names if other != name) for names in several for name in names}
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:

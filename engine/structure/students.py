@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..protocol import Left
 from .importance import squares, unit_scores
 from .network import Call, CannotPrune, PrunableNetwork, tensors_of
 from .widths import shrink, widths_at
@@ -21,12 +22,14 @@ from .widths import shrink, widths_at
 
 def derive(
     teacher: nn.Module, call: Call, width: float, depth: float, protect: Sequence[str] = (), round_to: int = 8
-) -> tuple[nn.Module, list[str]]:
-    """(a student, what was done to get it). `width` and `depth`: shares of the teacher's that stay, up to 1.
+) -> tuple[nn.Module, list[str], list[Left]]:
+    """(a student, what was done to get it, what stays as wide as it was and why).
+
+    `width` and `depth`: shares of the teacher's that stay, up to 1.
 
     The teacher is not changed. Raises CannotPrune when it cannot be made smaller in the way that was asked.
     """
-    student, done = copy.deepcopy(teacher), []
+    student, done, left = copy.deepcopy(teacher), [], []
     if depth < 1:
         dropped = drop_blocks(student, call, depth)
         if not dropped and width >= 1:
@@ -39,11 +42,12 @@ def derive(
         before = {group.name: group.width for group in network.groups}
         shrink(network, widths, scores)
         done += [f"{name} {before[name]}→{now}" for name, now in widths.items() if now != before[name]]
+        left = network.left
     if not done:
         raise CannotPrune(
             "a student as wide and as deep as the teacher is no student: lower student_width or student_depth."
         )
-    return student, done
+    return student, done, left
 
 
 def drop_blocks(module: nn.Module, call: Call, depth: float) -> list[str]:

@@ -12,7 +12,7 @@ from ..context import JobContext, LoadedVariant, VariantFiles
 from ..models import ModelError
 from ..models.tensors import tensors_by_path
 from ..models.torch_model import save_module
-from ..protocol import Changed
+from ..protocol import Changed, Left
 from ..training import Course, Plan, Precision, held_out_accuracy, train
 from ..training.checkpoints import checkpoints_for
 from ..training.data import INEXACT, TrainingData
@@ -32,8 +32,11 @@ def teach(source: LoadedVariant, parameters: Distill, job: JobContext) -> Varian
     teacher = source.module()
     call, samples = example_call(model)
     torch.manual_seed(job.spec.seed)
-    student, origin, done = _student(parameters, job, teacher, call)
+    student, origin, done, left = _student(parameters, job, teacher, call)
     _refuse_other_answers(student, teacher, call, origin)
+    size, theirs = parameters_of(student), parameters_of(teacher)
+    if size >= theirs:
+        job.log(f"The student ({origin}) has {_size_in_words(size, theirs)}: it is not smaller than the teacher.")
     data, objective = TrainingData(model, seed=job.spec.seed), Objective(model)
     precision = Precision(parameters.precision, device, job.spec.processor.features)
     if not data.held_out_exact:
@@ -76,22 +79,25 @@ def teach(source: LoadedVariant, parameters: Distill, job: JobContext) -> Varian
     return VariantFiles(
         format="pytorch",
         files=[path],
-        changed=Changed(summary=_summary(figures, parameters), touched=tuple(done), figures=figures),
+        changed=Changed(summary=_summary(figures, parameters), touched=tuple(done), left=tuple(left), figures=figures),
         parameter_count=figures["parameter_count"],
         macs=macs,
     )
 
 
-def _student(parameters: Distill, job: JobContext, teacher: nn.Module, call: Any) -> tuple[nn.Module, str, list[str]]:
-    """(module, in words where it comes from, what was changed to get it)"""
+def _student(
+    parameters: Distill, job: JobContext, teacher: nn.Module, call: Any
+) -> tuple[nn.Module, str, list[str], list[Left]]:
+    """(module, in words where it comes from, what was changed to get it, what was left and why)"""
+    from ..techniques.distillation import takes_users
+
     model: Any = job.model
-    wanted = parameters.student
-    if wanted == "user" or (wanted == "auto" and "student_model" in model.offers):
-        return model.student(), "student_model()", ["a network of its own"]
-    student, done = derive(
+    if takes_users(parameters, model.offers):
+        return model.student(), "student_model()", ["a network of its own"], []
+    student, done, left = derive(
         teacher, call, parameters.student_width, parameters.student_depth, parameters.protect, parameters.round_to
     )
-    return student, "derived from the teacher", done
+    return student, "derived from the teacher", done, left
 
 
 def _refuse_other_answers(student: nn.Module, teacher: nn.Module, call: Any, origin: str) -> None:
@@ -133,10 +139,19 @@ def _judgement(quality: float, before: float | None, scored: bool) -> dict[str, 
     return {"held_out_loss_before": None if before is None else -before, "held_out_loss": -quality}
 
 
+def _size_in_words(count: int, teachers: int) -> str:
+    """ "4.0× fewer parameters" than the teacher, or how many where it has not fewer."""
+    if count == teachers:
+        return "as many parameters as the teacher"
+    if count > teachers:
+        return f"{count / max(1, teachers):.2f}× as many parameters as the teacher"
+    return f"{teachers / max(1, count):.1f}× fewer parameters"
+
+
 def _summary(figures: dict[str, Any], parameters: Distill) -> str:
-    times = figures["parameter_count_before"] / max(1, figures["parameter_count"])
+    size = _size_in_words(figures["parameter_count"], figures["parameter_count_before"])
     how = f"alpha {parameters.alpha:g}, temperature {parameters.temperature:g}" if parameters.alpha else "no teacher"
-    text = f"Student ({figures['student']}) with {times:.1f}× fewer parameters, trained with {how}; "
+    text = f"Student ({figures['student']}) with {size}, trained with {how}; "
     if "held_out_accuracy" in figures:
         value, before = figures["held_out_accuracy"], figures["held_out_accuracy_before"]
         return f"{text}accuracy on held-out training data {value:.2%}, the teacher's {before:.2%}."

@@ -1,7 +1,8 @@
 """How wide each layer shall be: by a ratio, or by searching for the least pruning that meets a budget.
 
 Widths are dictionaries: name of a group → units to keep. They are rounded to multiples that hardware likes, at least
-one multiple stays, a layer that is to stay as it is keeps its width, and heads are never rounded.
+one multiple stays, a layer that is to stay as it is or has less than a multiple keeps its width, and heads are never
+rounded.
 """
 
 from __future__ import annotations
@@ -13,6 +14,15 @@ from typing import Literal
 import torch
 
 from .network import CannotPrune, Group, PrunableNetwork
+
+
+class OverBudget(CannotPrune):
+    """Even the strongest pruning costs more than the budget; `least` is what it costs."""
+
+    def __init__(self, least: float, budget: float) -> None:
+        super().__init__(f"the budget of {budget:.4g} cannot be met: the strongest pruning still costs {least:.4g}.")
+        self.least = least
+
 
 Scores = dict[str, torch.Tensor]
 """Group → scores of its units, (1 or cells, width), mean 1 (see `importance`)."""
@@ -64,12 +74,12 @@ def widths_at(
 def rounded(keep: float, group: Group, round_to: int, at_least: bool = False) -> int:
     """What is nearest to `keep` of all multiples of `round_to` (one at least) and the present width.
 
-    The present width counts whether it is a multiple or not: a layer that is to stay stays. `at_least`: round up, so
-    that no more goes than was said.
+    The present width counts whether it is a multiple or not: a layer that is to stay stays, and so does one of less
+    than a multiple. `at_least`: round up, so that no more goes than was said.
     """
     if keep >= group.width:
         return group.width
-    if group.kind == "heads" or round_to <= 1 or group.width <= round_to:
+    if group.kind == "heads" or round_to <= 1:
         return min(group.width, max(1, math.ceil(keep - SLACK) if at_least else round(keep)))
     multiple = max(1, math.ceil(keep / round_to - SLACK) if at_least else round(keep / round_to)) * round_to
     return group.width if multiple > group.width or group.width - keep < abs(multiple - keep) else multiple
@@ -91,7 +101,7 @@ def search(
 ) -> tuple[float, dict[str, int]]:
     """The weakest strength, with its widths, whose network costs at most `budget` (in the unit of `cost`).
 
-    Raises CannotPrune when even the strongest pruning costs more.
+    Raises OverBudget when even the strongest pruning costs more.
     """
     known: dict[tuple[tuple[str, int], ...], float] = {}
 
@@ -108,9 +118,7 @@ def search(
     low, high = 0.0, STRONGEST
     least = cost_at(high)
     if least > budget:
-        raise CannotPrune(
-            f"the budget cannot be met: the strongest pruning still needs {least / budget:.2f} times as much."
-        )
+        raise OverBudget(least, budget)
     for _ in range(SEARCH_STEPS):
         middle = (low + high) / 2
         if cost_at(middle) <= budget:

@@ -8,6 +8,7 @@ weights. With alpha = 0 the same student is trained without a teacher, to see wh
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
@@ -58,13 +59,30 @@ class Distill(Parameters, frozen=True, tag="distill"):
     )
 
 
+FOR_DERIVED = ("student_width", "student_depth", "protect", "round_to")
+"""Parameters that say how a student is derived."""
+
+
 def refuse(variant: Variant, model: ModelInfo, hardware: Hardware, parameters: Distill | None) -> str | None:
-    """The user's student was asked for, and there is none; or features are chosen that count nothing."""
+    """The user's student was asked for, and there is none; or something is asked for that would count nothing."""
     if parameters is not None and parameters.student == "user" and "student_model" not in model.offers:
         return "There is no student_model() in the model file: add one, or set student = derived."
     if parameters is not None and parameters.features != "last" and not parameters.feature_weight:
         return f"features = {parameters.features} counts nothing with feature_weight = 0: set it above 0 (1, say)."
+    if parameters is not None and takes_users(parameters, model.offers):
+        default = Distill()
+        ignored = [name for name in FOR_DERIVED if getattr(parameters, name) != getattr(default, name)]
+        if ignored:
+            return (
+                f"With the student_model() of the model file nothing is derived, so {' and '.join(ignored)} would "
+                f"count nothing: set student = derived, or leave {'them' if len(ignored) > 1 else 'it'} out."
+            )
     return None
+
+
+def takes_users(parameters: Distill, offers: Collection[str]) -> bool:
+    """The student is the model file's, which offers these functions; else one is derived."""
+    return parameters.student == "user" or (parameters.student == "auto" and "student_model" in offers)
 
 
 @technique(

@@ -65,12 +65,25 @@ class PruneUnstructured(FineTuned, frozen=True, tag="prune-unstructured"):
     ] = "free"
 
 
+DEFAULT_RATIO = 0.3
+"""Share of channels that goes where neither a ratio nor a budget nor widths are given."""
+
+
 class PruneStructured(FineTuned, frozen=True, tag="prune-structured"):
     """Remove channels, neurons, heads and hidden units."""
 
-    ratio: Annotated[
-        float, Meta(gt=0, lt=1, description="share of channels to remove; ignored when a keep_… budget is given")
-    ] = 0.3
+    ratio: (
+        Annotated[
+            float,
+            Meta(
+                gt=0,
+                lt=1,
+                description=f"share of channels to remove; empty: {DEFAULT_RATIO}, or what a keep_… budget takes",
+                extra={"empty": str(DEFAULT_RATIO)},
+            ),
+        ]
+        | None
+    ) = None
     keep_macs: (
         Annotated[float, Meta(gt=0, lt=1, description="search: keep at most this share of the multiply-adds")] | None
     ) = None
@@ -100,13 +113,23 @@ class PruneStructured(FineTuned, frozen=True, tag="prune-structured"):
         Literal["l2", "taylor"],
         Meta(description="what goes first: filters with the smallest norm, or with the least effect on the loss"),
     ] = "l2"
-    round_to: Annotated[int, Meta(ge=1, le=128, description="keep widths that are multiples of this")] = 8
+    round_to: Annotated[
+        int, Meta(ge=1, le=128, description="keep widths that are multiples of this; a narrower layer stays as it is")
+    ] = 8
     cycles: Annotated[int, Meta(ge=1, le=20, description="cut in so many steps, fine-tuning after each")] = 1
     scan: Annotated[bool, Meta(description="also record how much accuracy each layer costs when cut alone")] = False
     widths: Annotated[
         list[str],
         Meta(description="exact widths (layer=channels), as an earlier search found them; nothing is searched"),
     ] = []
+
+
+BUDGETS = {
+    "keep_macs": "multiply-adds",
+    "keep_parameters": "parameters",
+    "keep_latency": "time a call takes",
+}
+"""The budgets that widths can be searched for → what of the uncut network each is a share of."""
 
 
 def refuse(variant: Variant, model: ModelInfo, hardware: Hardware, parameters: FineTuned | None) -> str | None:
@@ -128,11 +151,13 @@ def refuse(variant: Variant, model: ModelInfo, hardware: Hardware, parameters: F
 def refuse_structured(
     variant: Variant, model: ModelInfo, hardware: Hardware, parameters: PruneStructured | None
 ) -> str | None:
-    """One budget at a time."""
+    """A ratio or a budget, and one budget at a time."""
     if parameters is not None:
-        budgets = [parameters.keep_macs, parameters.keep_parameters, parameters.keep_latency]
-        if sum(budget is not None for budget in budgets) > 1:
+        budgets = [name for name in BUDGETS if getattr(parameters, name) is not None]
+        if len(budgets) > 1:
             return "Give only one of keep_macs, keep_parameters and keep_latency."
+        if budgets and parameters.ratio is not None:
+            return f"Give ratio or {budgets[0]}, not both: a budget finds out by itself how much has to go."
     return refuse(variant, model, hardware, parameters)
 
 
@@ -198,7 +223,9 @@ def parse_widths(entries: list[str]) -> dict[str, int]:
     widths: dict[str, int] = {}
     for entry in entries:
         name, separator, number = entry.rpartition("=")
-        if not separator or not number.strip().isdigit() or int(number) < 1:
+        if not separator or not number.strip().isdigit():
             raise Refusal(f"prune-structured: widths: {entry!r} is not of the form layer=channels.")
+        if int(number) < 1:
+            raise Refusal(f"prune-structured: widths: {entry!r} leaves nothing of the layer: at least one must stay.")
         widths[name.strip()] = int(number)
     return widths

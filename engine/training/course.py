@@ -22,12 +22,16 @@ class Course:
         self.job, self.checkpoints, self.total_steps = job, checkpoints, total_steps
         self.step = 0
         self.points: list[tuple[str, float, int]] = []
+        self.going_on = ""
+        """", going on from step 35" for a job that goes on from a checkpoint: what its progress says, too."""
         self._resumed = (checkpoints.load("training") if checkpoints else None) or {}
         if self._resumed:
             self.step, self.points = self._resumed["step"], [tuple(point) for point in self._resumed["points"]]
+            self.going_on = f", going on from step {self.step}"
             if not told:
                 for name, value, step in self.points:
                     job.metric(name, value, step)
+                self.fact("checkpoint", self.step)
                 job.log(f"Going on from the checkpoint at step {self.step}.")
 
     def point(self, name: str, value: float) -> None:
@@ -39,7 +43,8 @@ class Course:
         """A number that holds for the whole job, which the charts are drawn by; sent again when the job goes on.
 
         "steps_per_epoch" and "total_steps" are the axis (sent by `train`), "accuracy_before" is the held-out accuracy
-        of the network before it was changed, which the accuracy limit is counted from (sent by the technique).
+        of the network before it was changed, which the accuracy limit is counted from (sent by the technique),
+        "checkpoint" the step that the same work would go on from if it were stopped now.
         """
         self.job.metric(name, value, self.step)
 
@@ -57,3 +62,4 @@ class Course:
     def keep(self, stage: str, state: dict[str, Any]) -> None:
         if self.checkpoints is not None:
             self.checkpoints.save("training", state | {"stage": stage, "step": self.step, "points": self.points})
+            self.fact("checkpoint", self.step)

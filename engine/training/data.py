@@ -25,6 +25,8 @@ import numpy as np
 import torch
 
 from ..models import Model, ModelError
+from ..models.datasets import opened
+from ..models.importing import run_user_code
 from ..models.tensors import tensors_by_path
 from .losses import moved
 from .rows import Rows
@@ -71,13 +73,19 @@ class TrainingData:
         function = getattr(model, "function", None)
         validation = function("validation_data") if function else None
         if validation is not None:
-            self.held_out = list(self._up_to(validation(), samples))
+            given = run_user_code(model.path, "validation_data()", opened, validation)
+            self.held_out = list(self._up_to(self._watched(given, "validation_data()"), samples, "validation_data()"))
         elif _splittable(self._iterable):
             self._iterable, held_out = _split(self._iterable, samples, seed)
-            self.held_out = list(self._up_to(held_out, samples))
-        self.steps = self._count()
+            self.held_out = list(self._up_to(self._watched(held_out), samples))
+        self.steps = counted = self._count()
         if not self.held_out:
             self._hold_out_first(samples)
+        if counted > 1 and not self.held_out:
+            raise ModelError(
+                f"{model.path.name}: train_data() gives its batches only once, and training goes through them many "
+                "times: return a list, a DataLoader, or a new generator at each call."
+            )
         if self.steps < 1:
             raise ModelError("train_data() gives too little to train on: two batches are the least.")
 
@@ -101,13 +109,20 @@ class TrainingData:
         first, second = (next(iter(self._fresh(number)), None) for number in range(2))
         return first is not None and second is not None and _same(first, second)
 
-    def _fresh(self, number: int = 0) -> Iterable[Any]:
-        """The iterable again, at the beginning of this pass; a one-shot iterator is asked for anew."""
+    def _fresh(self, number: int = 0) -> Iterator[Any]:
+        """The batches again, from the beginning of this pass; a one-shot iterator is asked for anew."""
         iterable = self._iterable
         if isinstance(iterable, Iterator):
             iterable = self._model.train_data()
         _begin(iterable, self.seed, number)
-        return iterable
+        return self._watched(iterable)
+
+    def _watched(self, iterable: Iterable[Any], name: str = "train_data()") -> Iterator[Any]:
+        """What it gives; an error in the user's code is told with the name of their function and its line."""
+        path, end = self._model.path, object()
+        items = run_user_code(path, name, iter, iterable)
+        while (item := run_user_code(path, name, next, items, end)) is not end:
+            yield item
 
     def _count(self) -> int:
         try:
@@ -142,11 +157,11 @@ class TrainingData:
         else:
             self.held_out_exact = False
 
-    def _up_to(self, batches: Iterable[Any], samples: int) -> Iterator[Batch]:
+    def _up_to(self, batches: Iterable[Any], samples: int, name: str = "train_data()") -> Iterator[Batch]:
         """Whole batches until `samples` or `HELD_OUT_BYTES` are reached."""
         seen = size = 0
         for batch in batches:
-            checked = _checked(batch)
+            checked = _checked(batch, name)
             yield checked
             seen += self.rows.count(checked)
             size += sum(tensor.numel() * tensor.element_size() for tensor in tensors_by_path(checked).values())
@@ -168,9 +183,9 @@ def _begin(iterable: Any, seed: int, number: int) -> None:
             part.generator.manual_seed(seed + number)
 
 
-def _checked(batch: Any) -> Batch:
+def _checked(batch: Any, name: str = "train_data()") -> Batch:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise ModelError("train_data() must give (inputs, labels) pairs, batch by batch.")
+        raise ModelError(f"{name} must give (inputs, labels) pairs, batch by batch.")
     return moved(batch[0], None), moved(batch[1], None)
 
 

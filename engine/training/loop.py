@@ -212,7 +212,7 @@ def _train(
             if team.leads and (now - last_point >= POINT_SECONDS or done == total):
                 last_point = now
                 course.point("loss", recent.mean(f"step {done} of {total}"))
-            course.job.progress(course.step, course.total_steps, f"{stage}: step {done} of {total}")
+            course.job.progress(course.step, course.total_steps, f"{stage}: step {done} of {total}{course.going_on}")
             if done % max(1, data.steps // RECOVERED_CHECKS_PER_EPOCH) == 0 or done == total:
                 judge()
                 good = plan.stop_at is not None and accuracy >= plan.stop_at and done >= plan.warm_up * total

@@ -21,6 +21,14 @@ class Witness(MemoryWitness):
         return self.memory
 
 
+def test_a_death_with_a_checkpoint_says_where_the_work_goes_on():
+    reason = explain_death(Exit(signal=9, peak_bytes=1), Witness(), "boom", 35.0).reason
+    assert reason == (
+        "Killed by signal 9 (SIGKILL), sender unknown. The same step run again goes on from the checkpoint at step 35. "
+        "Last line of its log: boom"
+    )
+
+
 @pytest.mark.parametrize(
     ("ended", "witness", "words", "cause"),
     [

@@ -18,7 +18,7 @@ from engine.training.data import TrainingData
 from engine.training.objectives import Objective
 
 from .learning_models import CNN_FILE, RECURRENT_FILE, TRANSFORMER_FILE, adopted, baseline, make_job, open_text, points
-from .test_pruning import trained_file
+from .test_pruning import TIED_FILE, trained_file
 
 FAMILIES = {"cnn": CNN_FILE, "transformer": TRANSFORMER_FILE, "recurrent": RECURRENT_FILE}
 
@@ -50,7 +50,7 @@ def test_a_derived_student_starts_from_the_teachers_weights(family, tmp_path):
     model = open_text(tmp_path, FAMILIES[family])
     teacher = model.module()
     inputs = model.torch_args(model.example(2))[0]
-    student, done = derive(teacher, lambda m: m(*inputs), width=0.5, depth=1.0, round_to=2)
+    student, done, _ = derive(teacher, lambda m: m(*inputs), width=0.5, depth=1.0, round_to=2)
     assert done
     assert sum(p.numel() for p in student.parameters()) < sum(p.numel() for p in teacher.parameters())
     assert student(*inputs).shape == teacher(*inputs).shape
@@ -58,6 +58,16 @@ def test_a_derived_student_starts_from_the_teachers_weights(family, tmp_path):
         theirs, ours = teacher.stem.weight.flatten(1).tolist(), student.stem.weight.flatten(1).tolist()
         assert len(ours) == len(theirs) // 2
         assert all(row in theirs for row in ours)
+
+
+def test_a_derived_student_keeps_tied_weights_tied_and_says_what_it_left(tmp_path):
+    model = open_text(tmp_path, TIED_FILE)
+    asked = Distill(student="derived", student_width=0.5, round_to=2, epochs=0.1, precision="float32")
+    variant, files, _ = run(model, tmp_path, asked)
+    student = variant.module()
+    assert student.guess.weight is student.table.weight
+    assert student.mid.out_features == 12
+    assert ("back", "guess has weights in common with table") in {(one.name, one.reason) for one in files.changed.left}
 
 
 def test_a_shallower_student_keeps_an_even_selection_of_blocks():
@@ -173,6 +183,35 @@ def test_a_student_with_other_classes_is_refused_before_the_first_step(alpha, tm
         distill(baseline(model, tmp_path), Distill(epochs=1, alpha=alpha, precision="float32"), job)
 
 
+@pytest.mark.parametrize(
+    ("width", "words"), [(16, "with as many parameters as the teacher"), (32, "× as many parameters as the teacher")]
+)
+def test_a_student_that_is_not_smaller_is_said_to_be_none(width, words, tmp_path):
+    model = open_text(tmp_path, CNN_FILE.replace("    return Net(8, 1)", f"    return Net({width}, 2)"))
+    _, files, messages = run(model, tmp_path, Distill(epochs=0.1, precision="float32"))
+    assert words in files.changed.summary
+    assert "fewer" not in files.changed.summary
+    assert any("it is not smaller" in getattr(message, "text", "") for message in messages)
+
+
+def test_what_shapes_a_derived_student_is_refused_for_the_users_own(tmp_path):
+    info = open_text(tmp_path, CNN_FILE).info()
+    here = Hardware(hostname="here", processor=read_processor())
+    assert refuse(None, info, here, Distill()) is None
+    assert "protect would count nothing: set student = derived, or leave it out" in refuse(
+        None, info, here, Distill(protect=["stem"])
+    )
+    assert "student_width and round_to" in refuse(None, info, here, Distill(student_width=0.3, round_to=4))
+    assert refuse(None, info, here, Distill(student="derived", protect=["stem"])) is None
+
+
+def test_a_student_model_that_returns_no_module_is_named(tmp_path):
+    model = open_text(tmp_path, CNN_FILE.replace("    return Net(8, 1)", "    Net(8, 1)"))
+    job, _ = make_job(model, tmp_path)
+    with pytest.raises(ModelError, match=r"net.py: student_model\(\) returned a NoneType, not a torch.nn.Module"):
+        distill(baseline(model, tmp_path), Distill(), job)
+
+
 def test_the_teacher_alone_needs_no_labels(tmp_path):
     text = CNN_FILE.replace("return batches(1024, 1)", "return [(images, None) for images, _ in batches(1024, 1)]")
     model = open_text(tmp_path, text)
@@ -224,8 +263,9 @@ def test_a_stopped_distillation_goes_on(tmp_path):
         distill(source, asked, job)
     job, messages = make_job(model, tmp_path)
     distill(source, asked, job)
-    steps = [message.done for message in messages if isinstance(message, Progressed)]
-    assert steps[0] == 22
+    told = [message for message in messages if isinstance(message, Progressed)]
+    assert told[0].done == 22
+    assert told[0].message.endswith(", going on from step 21")
 
 
 def test_a_missing_student_is_said_before_it_runs(tmp_path):

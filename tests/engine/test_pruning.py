@@ -44,6 +44,42 @@ from .learning_models import (
 FAMILIES = {"cnn": CNN_FILE, "transformer": TRANSFORMER_FILE, "recurrent": RECURRENT_FILE}
 
 
+TIED_FILE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(10, 16)
+        self.mid = nn.Linear(16, 24)
+        self.back = nn.Linear(24, 16)
+        self.guess = nn.Linear(16, 10, bias=False)
+        self.guess.weight = self.table.weight
+
+    def forward(self, tokens):
+        return self.guess(torch.tanh(self.back(torch.relu(self.mid(self.table(tokens))))))
+
+def load_model():
+    torch.manual_seed(0)
+    return Net()
+
+def example_input(batch_size):
+    return torch.arange(5).expand(batch_size, 5).contiguous()
+
+def train_data():
+    tokens = torch.randint(0, 10, (32, 5), generator=torch.Generator().manual_seed(1))
+    return [(some, some) for some in tokens.split(4)]
+
+def loss(outputs, labels):
+    return nn.functional.cross_entropy(outputs.flatten(0, 1), labels.flatten())
+
+def accuracy(outputs, labels):
+    return (outputs.argmax(-1) == labels).float().mean(1)
+"""
+"""A network whose last layer has the weights of its first."""
+
+
 def run(technique, model, directory, parameters):
     """(the variant made, its record of changes, messages)"""
     tag = parameters.__struct_config__.tag
@@ -163,6 +199,17 @@ def test_output_layers_and_protected_layers_keep_their_width(tmp_path):
     reasons = {left.name: left.reason for left in network.left}
     assert reasons["head"] == "its width is the model's output"
     assert reasons["blocks.0.conv1"] == "protected"
+
+
+@pytest.mark.parametrize("importance", ["l2", "taylor"])
+def test_tied_weights_stay_tied_and_the_layers_in_front_of_them_are_left(importance, tmp_path):
+    model = open_text(tmp_path, TIED_FILE)
+    asked = PruneStructured(ratio=0.5, importance=importance, fine_tune_epochs=1, precision="float32")
+    variant, files, _ = run(prune_structured, model, tmp_path, asked)
+    module = variant.module()
+    assert module.guess.weight is module.table.weight
+    assert files.changed.touched == ("mid",)
+    assert ("back", "guess has weights in common with table") in {(one.name, one.reason) for one in files.changed.left}
 
 
 @pytest.mark.parametrize(
@@ -309,7 +356,12 @@ def test_widths_are_rounded_to_multiples(tmp_path):
     inputs = model.torch_args(model.example(2))[0]
     group = PrunableNetwork(model.module(), lambda m: m(*inputs)).groups[0]
     assert [rounded(keep, group, 4) for keep in (0.1, 5.9, 6.1, 15.9, 40)] == [4, 4, 8, 16, 16]
-    assert rounded(3.2, group, 32) == 3  # narrower than one multiple: as asked
+
+
+@pytest.mark.parametrize("kind", ["channels", "neurons", "hidden units", "heads"])
+def test_a_layer_of_less_than_a_multiple_stays_as_it_is(kind):
+    group = Group("layer", kind, 48, (), original=48)
+    assert [rounded(keep, group, 64) for keep in (43.2, 3)] == ([43, 3] if kind == "heads" else [48, 48])
 
 
 @pytest.mark.parametrize("width", [10, 12, 20, 44, 67])
@@ -488,10 +540,47 @@ def test_a_variant_pins_what_the_search_found(tmp_path):
     asked = PruneStructured(keep_parameters=0.6, scope="global", round_to=2, fine_tune_epochs=0)
     _, files, _ = run(prune_structured, model, tmp_path, asked)
     again = msgspec.convert(files.parameters | {"type": "prune-structured"}, PruneStructured)
-    assert again.keep_parameters is None
+    assert (again.keep_parameters, again.ratio) == (0.6, None), "what was asked for is recorded, and nothing else"
     assert again.widths
+    assert refuse_structured(None, model.info(), hardware(), again) is None
     _, remade, _ = run(prune_structured, model, tmp_path, again)
     assert remade.changed.figures["widths"] == files.changed.figures["widths"]
+
+
+def test_the_ratio_that_an_empty_one_stands_for_is_recorded(tmp_path):
+    _, files, _ = run(prune_structured, open_text(tmp_path, CNN_FILE), tmp_path, PruneStructured(fine_tune_epochs=0))
+    assert files.parameters["ratio"] == 0.3
+    assert next(field for field in fields_of(PruneStructured) if field.name == "ratio").empty == "0.3"
+
+
+@pytest.mark.parametrize("budget", ["keep_macs", "keep_parameters", "keep_latency"])
+def test_a_ratio_beside_a_budget_is_refused(budget, tmp_path):
+    info = open_text(tmp_path, CNN_FILE).info()
+    assert refuse_structured(None, info, hardware(), PruneStructured(**{budget: 0.5})) is None
+    both = PruneStructured(ratio=0.3, **{budget: 0.5})
+    assert f"ratio or {budget}, not both" in refuse_structured(None, info, hardware(), both)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"widths": ["blocks.0.conv1=960"]}, "960 of blocks.0.conv1, which has 16"),
+        ({"widths": ["blocks.0.conv1=0"]}, "'blocks.0.conv1=0' leaves nothing of the layer"),
+        ({"widths": ["blocks.0.conv1=16"]}, "with the width that it has already"),
+        ({"widths": ["head=2"]}, r"no layer that can be made narrower here \(its width is the model's output\)"),
+        ({"widths": ["blocks.0.conv1=x"]}, "not of the form layer=channels"),
+        (
+            {"keep_macs": 0.001},
+            r"keep_macs = 0.001 cannot be met: the strongest pruning still keeps \d+\.\d\d% of the mult",
+        ),
+        ({"keep_parameters": 0.001}, r"Give at least keep_parameters = 0\.\d+, or lower round_to"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_with_what_can(asked, sentence, tmp_path):
+    model = open_text(tmp_path, CNN_FILE)
+    job, _ = make_job(model, tmp_path)
+    with pytest.raises(Refusal, match=sentence):
+        prune_structured(baseline(model, tmp_path), PruneStructured(**asked, fine_tune_epochs=0), job)
 
 
 def test_a_stopped_job_goes_on_in_its_cycle(tmp_path):

@@ -282,6 +282,49 @@ class Once(list):
         train(model.module(), TrainingData(model), Objective(model), PLAN, Course(job))
 
 
+@pytest.mark.parametrize(
+    ("replaced", "by", "sentence"),
+    [
+        (
+            "def train_data():\n    return batches(1024, 1)",
+            "once = iter(batches(1024, 1))\n\ndef train_data():\n    return once",
+            r"net.py: train_data\(\) gives its batches only once",
+        ),
+        (
+            "    return batches(1024, 1)",
+            "    yield from batches(1024, 1)\n    raise OSError('disk gone')",
+            r"net.py: train_data\(\) failed at net.py line \d+ in train_data: OSError: disk gone",
+        ),
+        (
+            "    return batches(1024, 1)",
+            "    return batches(1024, 1)\n\ndef validation_data():\n    yield 1 / 0",
+            r"net.py: validation_data\(\) failed at net.py line \d+ in validation_data: ZeroDivisionError",
+        ),
+        (
+            "    return batches(1024, 1)",
+            "    return [(x.flatten(1), y) for x, y in batches(1024, 1)]",
+            r"forward failed on inputs of train_data\(\) \(float32 \(64, 64\)\) at net.py line \d+ in forward: ",
+        ),
+        (
+            "    return batches(1024, 1)",
+            "    return [(x, y + 1) for x, y in batches(1024, 1)]",
+            r"failed on labels of train_data\(\) \(int64 \(64,\) from 1 to 4\): IndexError: Target 4 is out of bounds",
+        ),
+        (
+            "    return batches(1024, 1)",
+            "    return batches(1024, 1)\n\ndef loss(outputs, labels):\n    return outputs[:, labels.max() + 9].mean()",
+            r"loss\(outputs, labels\) failed on labels of train_data\(\) .* at net.py line \d+ in loss: IndexError",
+        ),
+    ],
+)
+def test_what_fails_in_the_users_data_or_on_it_is_told_with_its_place(replaced, by, sentence, tmp_path):
+    model = open_text(tmp_path, CNN_FILE.replace(replaced, by))
+    job, _ = make_job(model, tmp_path)
+    with pytest.raises(ModelError, match=sentence) as told:
+        train(model.module(), TrainingData(model), Objective(model), PLAN, Course(job))
+    assert "\n" not in str(told.value)
+
+
 def test_data_without_an_end_that_says_how_long_a_pass_is_can_be_trained_on(tmp_path):
     endless = """return Endless(batches(1024, 1))
 

@@ -62,7 +62,9 @@ async def test_a_worker_killed_in_the_middle_of_training_goes_on_from_its_checkp
     assert worker is not None
     os.kill(worker, signal.SIGKILL)
     state = await until(client, lambda state: any(one.id == job.id and one.is_done for one in state.jobs))
-    assert isinstance(next(one for one in state.jobs if one.id == job.id).state, Failed)
+    failed = next(one for one in state.jobs if one.id == job.id)
+    assert isinstance(failed.state, Failed)
+    assert f"goes on from the checkpoint at step {failed.metrics['checkpoint']:.0f}." in failed.state.reason
     before = await curve(client, job, "loss")
     assert kept()
 

@@ -27,6 +27,7 @@ def test_how_hot_a_cell_is_goes_by_the_limit(drop: float, level: int) -> None:
         (64, "channels", 0.125, 56),
         (16, "channels", 0.875, 8),
         (6, "heads", 0.5, 3),
+        (6, "channels", 0.5, 6),
         (20, "channels", 0.01, 20),
     ],
 )
@@ -41,6 +42,26 @@ def test_choosing_within_the_limit_stops_before_the_first_cut_that_breaks_it() -
     scan = msgspec.structs.replace(SCAN, ratios=(0.25, 0.5, 0.75), layers=(layer,))
     assert heat.within(scan, 0.01) == {"x": 0}, "a strong cut that looks better by chance is not trusted"
     assert heat.widths(scan, {"x": 0}) == ["x=48"]
+
+
+@pytest.mark.parametrize(("samples", "coarse"), [(0, False), (16, True), (400, True), (500, False), (1000, False)])
+def test_a_scan_of_too_few_samples_for_the_limit_says_so(samples: int, coarse: bool) -> None:
+    said = heat.too_coarse(msgspec.structs.replace(SCAN, samples=samples), 0.01)
+    assert (said is not None) == coarse
+    if samples == 16:
+        assert said == "16 samples are too few for this limit: one is 6.25 points."
+
+
+def test_a_choice_that_comes_to_nothing_says_what_stays() -> None:
+    layers = (
+        LayerSensitivity(name="attention", kind="heads", width=4, accuracy=(0.9,)),
+        LayerSensitivity(name="stem", kind="channels", width=16, accuracy=(0.9,)),
+    )
+    scan = msgspec.structs.replace(SCAN, ratios=(0.125,), layers=layers)
+    assert heat.nothing_goes(scan, {"attention": 0}) == (
+        "Rounded to whole heads, all 4 heads of attention stay: choose a stronger cut."
+    )
+    assert "16 channels of stem" in heat.nothing_goes(scan, {"attention": 0, "stem": 0})
 
 
 def test_what_rounding_leaves_whole_is_not_cut() -> None:

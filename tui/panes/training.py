@@ -4,7 +4,7 @@
     2.0 ⢣
         ⠘⢄⡀
     0.0   ⠈⠑⠒⠤⠤⣀⣀
-    accuracy  91.20 % ↑  limit 91.41 % (1 point below the 92.41 % before), on held-out training data
+    accuracy  91.20 % ↑  limit 91.41 % ✗  before 92.41 %, data it likely knows
      93 %         ⢀⡠⠤⠒⠒
      91 % ╌╌╌⡠⠒⠊⠁╌╌╌╌╌╌╌╌╌╌╌
     epochs 0    1    2    3    4    5
@@ -28,6 +28,9 @@ ROWS_MAXIMUM = 28
 
 ARROWS = {-1: "↓", 0: "→", 1: "↑"}
 
+TITLE = 56
+"""Cells of an accuracy chart's title in front of what it was judged on."""
+
 NAMES = {"held_out_loss": "held-out loss"}
 """Metrics whose name is not what one says."""
 
@@ -40,12 +43,15 @@ class TrainingPane(LineView):
 
     def show(self, job: Job, snapshot: Snapshot, view: View) -> None:
         limit = snapshot.options.accuracy_limit
+        validated = snapshot.model is not None and "validation_data" in snapshot.model.offers
         room = self.room
-        self.set_lines(charts(job, view.curves.get(job.id), room.width, room.height, limit))
+        self.set_lines(charts(job, view.curves.get(job.id), room.width, room.height, limit, validated))
 
 
-def charts(job: Job, curves: Curves | None, width: int, height: int, accuracy_limit: float) -> list[Line]:
-    """At most two charts with their titles and one axis."""
+def charts(
+    job: Job, curves: Curves | None, width: int, height: int, accuracy_limit: float, validated: bool = False
+) -> list[Line]:
+    """At most two charts with their titles and one axis. `validated`: the accuracy is that on validation_data()."""
     names = [name for name in (curves.names if curves else []) if name in job.metrics][:2]
     if curves is None or not names:
         return [(("No curve yet: the first point comes with the first steps.", "muted"),)]
@@ -54,7 +60,8 @@ def charts(job: Job, curves: Curves | None, width: int, height: int, accuracy_li
     rows = (height - 2) if beside else (height - 1 - len(names)) // len(names)
     rows = min(max(rows, 2), ROWS_MAXIMUM)
     across = (width - 2) // 2 if beside else width
-    blocks = [_block(name, curves.by_name[name], job, course, across, rows, accuracy_limit) for name in names]
+    judge = _judge(across, validated)
+    blocks = [_block(name, curves.by_name[name], job, course, across, rows, accuracy_limit, judge) for name in names]
     if not beside:
         return [*(line for block in blocks for line in block), plots.axis(course, across)]
     blocks = [[*block, plots.axis(course, across)] for block in blocks]
@@ -62,17 +69,28 @@ def charts(job: Job, curves: Curves | None, width: int, height: int, accuracy_li
 
 
 def _block(
-    name: str, curve: Curve, job: Job, course: Course, width: int, rows: int, accuracy_limit: float
+    name: str, curve: Curve, job: Job, course: Course, width: int, rows: int, accuracy_limit: float, judge: str
 ) -> list[Line]:
     """One chart under its title."""
     share = name in SHARES
     limit = course.before - accuracy_limit if share and course.before is not None else None
     role = "chart-accuracy" if share else "chart"
-    title = _title(name, curve, job, course, limit)
+    title = _title(name, curve, job, course, limit, judge)
     return [title, *plots.chart(curve.buckets, course, width, rows, role, limit, share)]
 
 
-def _title(name: str, curve: Curve, job: Job, course: Course, limit: float | None) -> Line:
+def _judge(width: int, validated: bool) -> str:
+    """What the accuracy before was judged on, short enough for a title of this width.
+
+    Training data that is held out now was in the training that made the network, unless the user kept it apart.
+    """
+    if validated:
+        return "on validation_data()"
+    known = "held-out training data that it has probably seen"
+    return known if width >= len(known) + TITLE else "data it likely knows"
+
+
+def _title(name: str, curve: Curve, job: Job, course: Course, limit: float | None, judge: str) -> Line:
     """The name, the newest value and where it goes, and what it is to be compared with."""
     share = name in SHARES
     value = curve.last
@@ -84,7 +102,7 @@ def _title(name: str, curve: Curve, job: Job, course: Course, limit: float | Non
         above = value is not None and value >= limit
         spans.append((f"  limit {_value(limit, True)}", "limit"))
         spans.append((" ✓" if above else " ✗", "good" if above else "warn"))
-        spans.append((f"  before {_value(course.before, True)}, held-out training data", "muted"))
+        spans.append((f"  before {_value(course.before, True)}, {judge}", "muted"))
     elif share:
         spans.append(("  on held-out training data", "muted"))
     else:

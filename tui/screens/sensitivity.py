@@ -147,9 +147,11 @@ class SensitivityScreen(Screen[None]):
         shades = f"Shades, by the limit of {figures.points(limit)}: " + "  ".join(
             f"{shade} {words}" for shade, words in zip(heat.SHADES, ("harmless", "within", "up to 3×", "10×", "more"))
         )
-        return Content("\n").join(
-            [Content.assemble(*cell), Content.styled(chosen, "bold" if entries else "$muted"), Content(shades)]
-        )
+        lines = [Content.assemble(*cell), Content.styled(chosen, "bold" if entries else "$muted"), Content(shades)]
+        coarse = heat.too_coarse(scan, limit)
+        if coarse is not None:
+            lines.append(Content.styled(coarse, "$warning"))
+        return Content("\n").join(lines)
 
     @on(HeatMap.Moved)
     @on(LineTable.Highlighted)
@@ -175,7 +177,11 @@ class SensitivityScreen(Screen[None]):
         """For every layer as much as costs no more than the limit by itself."""
         scan = self._scan
         if scan is not None:
-            self._choice = heat.within(scan, self._trimtab.connection.snapshot.options.accuracy_limit)
+            limit = self._trimtab.connection.snapshot.options.accuracy_limit
+            self._choice = heat.within(scan, limit)
+            coarse = heat.too_coarse(scan, limit)
+            if coarse is not None:
+                self._trimtab.say(f"{coarse} What is chosen may be chance.", "warning")
             self._trimtab.paint()
 
     def action_choose_none(self) -> None:
@@ -202,7 +208,7 @@ class SensitivityScreen(Screen[None]):
             return
         entries = heat.widths(scan, self._choice or {heat_map.key: heat_map.column})
         if not entries:
-            self._trimtab.say("Rounded as pruning rounds, nothing would go: choose a stronger cut.")
+            self._trimtab.say(heat.nothing_goes(scan, self._choice or {heat_map.key: heat_map.column}))
             return
         self.run_worker(self._open_form(entries), group="form", exclusive=True)
 

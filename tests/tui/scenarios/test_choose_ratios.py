@@ -82,6 +82,18 @@ async def test_all_layers_can_be_chosen_by_the_limit_and_none_again() -> None:
         await seen.sees("Nothing chosen yet")
 
 
+async def test_a_scan_of_few_samples_is_not_chosen_by_without_a_word() -> None:
+    work = scenes.work()
+    few = msgspec.structs.replace(
+        work, measurements=(*work.measurements, msgspec.structs.replace(scenes.scan(), samples=16))
+    )
+    async with dashboard(few, size=(80, 24)) as seen:
+        await seen.press("home", "h")
+        await seen.sees("16 samples are too few for this limit: one is 6.25 points.")
+        await seen.press("a")
+        await seen.sees("may be chance")
+
+
 async def test_an_unknown_scan_is_asked_for_once_and_appears() -> None:
     async with dashboard() as seen:
         await seen.press("home", "h")

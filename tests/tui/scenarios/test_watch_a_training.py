@@ -27,6 +27,23 @@ async def test_the_jobs_own_screen_draws_both_curves_with_epochs_and_the_limit()
             await seen.sees("1 Variants")
 
 
+async def test_what_the_accuracy_before_was_judged_on_is_said_beside_the_limit() -> None:
+    state = scenes.training()
+    assert state.model is not None
+    model = msgspec.structs.replace(state.model, offers=(*state.model.offers, "validation_data"))
+    for width, known in (
+        (80, "data it likely knows"),
+        (200, "data it likely knows"),
+        (112, "that it has probably seen"),
+    ):
+        async with dashboard(state, size=(width, 24)) as seen:
+            await seen.press("L")
+            await seen.sees("before 92.41 %", known)
+    async with dashboard(msgspec.structs.replace(state, model=model), size=(80, 24)) as seen:
+        await seen.press("L")
+        await seen.sees("before 92.41 %, on validation_data()")
+
+
 async def test_a_new_point_appears_live() -> None:
     async with dashboard(scenes.training()) as seen:
         await seen.press("L")
