@@ -17,7 +17,7 @@ from ..techniques import Refusal, find_technique
 from . import figures, load_tests
 from .recipe import lineage
 from .results import results
-from .table import heading, markdown_table
+from .table import below, heading, markdown_table
 
 NAMES_SHOWN = 30
 """Layers listed per technique; the others are counted."""
@@ -33,6 +33,7 @@ def report(session: Session, variants: Sequence[Variant], machine: str, notices:
         "## Result\n",
         heading(content) + "\n",
         markdown_table(content["variants"]),
+        *below(content["variants"]),
         _how_to_read(content["accuracy_limit"]),
     ]
     if notices:

@@ -15,6 +15,7 @@ from typing import Any
 from .. import __version__
 from ..hardware import read_processor
 from ..protocol import Accuracy, Changed, Failed, Latency, Ratio, RecipeRun, Step, Variant
+from ..protocol.paired import product, related_gain, steps_between
 from ..recipes.steps import CANCELLED
 from ..session import Session, SessionError
 from ..session.ranking import best_variant, figures_of
@@ -113,7 +114,7 @@ def _step(step: Step) -> dict[str, Any]:
 
 def _variant(session: Session, variant: Variant) -> dict[str, Any]:
     figures = figures_of(variant, list(session.measurements.values()), session.options)
-    entry = {
+    entry: dict[str, Any] = {
         "id": variant.id,
         "name": variant.name,
         "parent": variant.parent,
@@ -130,10 +131,48 @@ def _variant(session: Session, variant: Variant) -> dict[str, Any]:
         "expectation": expectation_of(session, variant),
         "measurements": [_latency(latency) for latency in figures.latencies],
         "load_tests": load_tests.documents(session, variant),
+        "gains": _gains(session, figures.best),
     }
     flat = _latency(figures.best) if figures.best is not None else {}
     keys = ("runtime", "device", "batch_size", "latency_ms", "throughput_per_s", "speedup", "speedup_over_parent")
     return entry | {key: flat.get(key) for key in keys}
+
+
+def _gains(session: Session, best: Latency | None) -> dict[str, Any] | None:
+    """What each of two or more steps from the baseline gained, and their product; None where a link is missing.
+
+    A step whose two sides ran in turn is "measured"; else it is the quotient of two jobs.
+    """
+    if best is None:
+        return None
+
+    def latencies_of(id: str) -> tuple[Latency, ...]:
+        return figures_of(session.variants[id], list(session.measurements.values()), session.options).latencies
+
+    roots = [one for variant in session.variants.values() if variant.parent is None for one in latencies_of(variant.id)]
+    for root in roots:
+        # The baseline has its own runtime: the one under which the records' ratios over it were measured.
+        direct = related_gain(root, best, session.variants, latencies_of)
+        if direct is None or direct.how != "pair":
+            continue
+        steps = steps_between(root, best, session.variants, latencies_of)
+        gains = [step.gain for step in steps if step.gain is not None]
+        if len(steps) < 2 or len(gains) < len(steps):
+            return None
+        whole = product(gains)
+        return {
+            "steps": [
+                {
+                    "variant": step.variant.id,
+                    "name": step.variant.name,
+                    "ratio": gain.ratio,
+                    "measured": gain.how == "pair",
+                }
+                for step, gain in zip(steps, gains)
+            ],
+            "product": {"ratio": whole.ratio, "low": whole.low, "high": whole.high, "measured": whole.how == "product"},
+        }
+    return None
 
 
 def _accuracy(accuracy: Accuracy | None, verdict: str | None) -> dict[str, Any] | None:

@@ -27,8 +27,6 @@ class Gain(NamedTuple):
     how: Literal["pair", "product", "indirect"]
     """"pair": the two ran in turn. "product": every step between them did. "indirect": the quotient of two ratios over
     the baseline, of two jobs."""
-    factors: tuple[float, ...] = ()
-    """The ratios that were multiplied, in order from the slow side; for a product only."""
 
 
 class Step(NamedTuple):
@@ -110,7 +108,7 @@ def product(gains: Sequence[Gain]) -> Gain:
     elif words == {"SAME"}:
         verdict = "SAME"
     how: Literal["product", "indirect"] = "indirect" if any(one.how == "indirect" for one in gains) else "product"
-    return Gain(ratio, low, high, verdict, how, tuple(one.ratio for one in gains))
+    return Gain(ratio, low, high, verdict, how)
 
 
 def best_candidate(
@@ -204,8 +202,7 @@ def _quotient(one: Latency, other: Latency, variants: Mapping[str, Variant]) -> 
 
 def _inverse(gain: Gain) -> Gain:
     verdict = {"FASTER": "SLOWER", "SLOWER": "FASTER"}.get(gain.verdict, gain.verdict)
-    factors = tuple(1 / factor for factor in reversed(gain.factors))
-    return Gain(1 / gain.ratio, 1 / gain.high, 1 / gain.low, verdict, gain.how, factors)  # type: ignore[arg-type]
+    return Gain(1 / gain.ratio, 1 / gain.high, 1 / gain.low, verdict, gain.how)  # type: ignore[arg-type]
 
 
 def _verdict(low: float, high: float) -> Literal["FASTER", "SLOWER", "SAME", "UNDECIDED"]:

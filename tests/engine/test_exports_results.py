@@ -9,7 +9,7 @@ import pytest
 from session_makers import CONDITIONS, add_accuracy, add_latency, add_variant, make_model
 
 from engine.exports import results
-from engine.protocol import Failed, Job, Processor, Ratio, RecipeRun, SessionOptions, Step
+from engine.protocol import Conditions, Failed, Job, Processor, Ratio, RecipeRun, SessionOptions, Step
 from engine.session import Session, SessionError
 
 HOSTILE = "conv[/]x\x1b]52;c;AAAA\x07"
@@ -93,6 +93,48 @@ def test_the_flat_figures_are_those_of_the_largest_batch_size_asked_for(measured
     assert entry["speedup"]["ratio"] == 4.0
     measured.set_options(SessionOptions(batch_sizes=(1,)))
     assert results.results(measured, "compare")["variants"][2]["batch_size"] == 1
+
+
+def over(name, ratio, runtime, **changes):
+    """A ratio that was measured in turn with this variant under this runtime."""
+    words = f"{name} · {runtime} · cpu · batch 8"
+    facts = {"ratio": ratio, "low": ratio * 0.98, "high": ratio * 1.02, "verdict": "FASTER", "against": words}
+    return Ratio(**(facts | changes))
+
+
+def chain(session):
+    """Pruned in PyTorch, exported, quantized: the export changes the runtime, so no pair stands for it."""
+    eager = Conditions(runtime="pytorch", device="cpu", processor="avx2 vnni", threads=2)
+    base = add_variant(session, "baseline")
+    add_latency(session, base, 1.0, conditions=eager, speedup=None)
+    pruned = add_variant(session, "pruned", base)
+    add_latency(
+        session,
+        pruned,
+        2.0,
+        conditions=eager,
+        speedup=over("baseline", 2.0, "pytorch"),
+        speedup_over_parent=over("baseline", 2.0, "pytorch"),
+    )
+    onnx = add_variant(session, "onnx", pruned)
+    add_latency(session, onnx, 3.0)
+    int8 = add_variant(session, "int8", onnx)
+    add_latency(session, int8, 5.0, speedup_over_parent=over("onnx", 1.8, "onnxruntime"))
+
+
+def test_the_gains_of_a_chain_are_multiplied_and_what_was_not_measured_in_turn_is_marked(session):
+    chain(session)
+    text, _ = results.render(session, "compare", "markdown")
+    assert "- int8: pruned 2.00× · onnx ≈1.50× · int8 1.80× ≈ 5.40×; measured as a whole 5.00×\n" in text
+    assert "- onnx: pruned 2.00× · onnx ≈1.50× ≈ 3.00×; measured as a whole 3.00×\n" in text
+    assert "≈: the two sides of that step were not measured in turn" in text
+    gains = results.results(session, "compare")["variants"][3]["gains"]
+    assert [one["measured"] for one in gains["steps"]] == [True, False, True]
+    assert gains["product"]["ratio"] == pytest.approx(5.4)
+
+
+def test_a_single_step_is_no_chain(measured):
+    assert "multiplied" not in results.render(measured, "compare", "markdown")[0]
 
 
 def test_what_was_not_measured_is_null(session):

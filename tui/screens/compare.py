@@ -1,7 +1,9 @@
 """All variants under all conditions, and the one under the cursor beside another: A (marked with space) against B.
 
 Above: every runtime and batch size measured, one line each. Below: the two variants side by side with what changed
-from A to B. Figures measured under different conditions are not put into a ratio; the reason is written instead.
+from A to B. A ratio of speeds is one that was measured in turn, or the product of such along the tree; a quotient of
+two jobs is marked "≈" and muted. Figures measured under different conditions are not put into a ratio; the reason is
+written instead.
 """
 
 from collections.abc import Mapping
@@ -16,9 +18,10 @@ from textual.screen import Screen
 from textual.widgets import Static
 
 from engine.protocol import Accuracy, GetResults, Latency, LoadTest, Snapshot, Text, Variant
+from engine.protocol.paired import Gain, gain_between, product, steps_between
 
 from .. import figures, moves
-from ..comparison import accuracies, baseline_of, latencies, tree, variant_named, verdict_at
+from ..comparison import accuracies, baseline_of, by_id, latencies, tree, variant_named, verdict_at
 from ..lines import Line
 from ..loads import decisive, newest_tests
 from ..panes.variants import RUNTIMES, VERDICTS
@@ -34,6 +37,9 @@ WIDE = 130
 
 NARROW = 98
 """Below this width the interval makes room for the verdict."""
+
+INDIRECT = "≈ not measured in turn: from the ratios to the baseline in two jobs"
+"""What the mark means, below the figures that have it."""
 
 
 class CompareScreen(Screen[None]):
@@ -188,13 +194,21 @@ def side_by_side(snapshot: Snapshot, one: Variant, other: Variant, warnings: Map
     lines.append(
         _line("MACs", figures.count(one.macs), figures.count(other.macs), _times(one.macs, other.macs, "fewer", "more"))
     )
+    indirect = False
     theirs, mine = latencies(snapshot, one.id), latencies(snapshot, other.id)
     for batch in sorted({timed.batch_size for timed in (*theirs, *mine)}):
         left, right = (
             min((timed for timed in both if timed.batch_size == batch), key=lambda timed: timed.p50_ms, default=None)
             for both in (theirs, mine)
         )
-        lines.append(_line(f"p50 batch {batch}", _timed(left), _timed(right), _faster(left, right)))
+        change, style = _faster(snapshot, left, right)
+        lines.append(_line(f"p50 batch {batch}", _timed(left), _timed(right), change, change_style=style))
+        gains = _gains(snapshot, left, right)
+        if gains:
+            lines.append(_remark("  gains", gains))
+        indirect = indirect or "≈" in change + gains
+    if indirect:
+        lines.append(_remark("", INDIRECT))
     lines += _under_load(snapshot, one, other)
     a, b = (next(iter(accuracies(snapshot, id)), None) for id in (one.id, other.id))
     change = ""
@@ -247,12 +261,14 @@ def _rates(left: LoadTest, right: LoadTest) -> str:
     return ", ".join(words)
 
 
-def _line(label: str, left: str, right: str, change: str, style: str = "") -> Content:
+def _line(label: str, left: str, right: str, change: str, style: str = "", change_style: str = "bold") -> Content:
     return Content.assemble(
-        (f" {fit(label, 14)}", "$muted"),
-        (f"{fit(left, 22)} {fit(right, 22)} ", style),
-        (change, "bold" if style == "" else style),
+        (f" {fit(label, 14)}", "$muted"), (f"{fit(left, 22)} {fit(right, 22)} ", style), (change, style or change_style)
     )
+
+
+def _remark(label: str, text: str) -> Content:
+    return Content.assemble((f" {fit(label, 14)}", "$muted"), (text, "$muted"))
 
 
 def _verdict(snapshot: Snapshot, one: Accuracy | None) -> str:
@@ -265,18 +281,48 @@ def _timed(one: Latency | None) -> str:
     return clean(f"{figures.milliseconds(one.p50_ms)} ms  {RUNTIMES.get(one.conditions.runtime, '?')}", 40)
 
 
-def _faster(left: Latency | None, right: Latency | None) -> str:
-    """From A to B through their common baseline, which cancels how busy the machine was at either time."""
+def _faster(snapshot: Snapshot, left: Latency | None, right: Latency | None) -> tuple[str, str]:
+    """From A to B in words, and their style."""
+    if left is None or right is None or left is right:
+        return "", ""
+    if left.conditions.device != right.conditions.device or left.conditions.processor != right.conditions.processor:
+        return "measured on different devices: no ratio", "$muted"
+    gain = gain_between(left, right, by_id(snapshot), lambda id: latencies(snapshot, id))
+    if gain is None:
+        return "not measured against each other", "$muted"
+    words = in_words(gain)
+    if gain.how == "indirect":
+        return f"≈ {words}", "$muted"
+    if gain.how == "product":
+        words += " (product)"
+    return words, "$warning" if gain.verdict == "UNDECIDED" else "bold"
+
+
+def in_words(gain: Gain) -> str:
+    """ "1.80× faster"; never faster or slower where that is not sure."""
+    if gain.verdict == "SAME":
+        return f"as fast ({figures.ratio(gain.ratio)})"
+    if gain.verdict == "UNDECIDED":
+        return f"? {figures.ratio(gain.ratio)} undecided"
+    if gain.verdict == "FASTER":
+        return f"{figures.ratio(gain.ratio)} faster"
+    return f"{figures.ratio(1 / gain.ratio)} slower"
+
+
+def _gains(snapshot: Snapshot, left: Latency | None, right: Latency | None) -> str:
+    """What each of two or more steps from A to B gained, and their product; "" where there is no such way."""
     if left is None or right is None:
         return ""
-    if left.conditions.device != right.conditions.device or left.conditions.processor != right.conditions.processor:
-        return "measured on different devices: no ratio"
-    first = left.speedup.ratio if left.speedup else 1.0
-    second = right.speedup.ratio if right.speedup else 1.0
-    ratio = second / first if first else 1.0
-    if abs(ratio - 1) < 0.005:
-        return "as fast"
-    return f"{figures.ratio(ratio)} faster" if ratio >= 1 else f"{figures.ratio(1 / ratio)} slower"
+    steps = steps_between(left, right, by_id(snapshot), lambda id: latencies(snapshot, id))
+    gains = [step.gain for step in steps if step.gain is not None]
+    if len(steps) < 2 or len(gains) < len(steps):
+        return ""
+    parts = [
+        f"{clean(step.variant.name, 20)} {'≈' if gain.how == 'indirect' else ''}{figures.ratio(gain.ratio)}"
+        for step, gain in zip(steps, gains)
+    ]
+    whole = product(gains)
+    return f"{' · '.join(parts)} {'≈' if whole.how == 'indirect' else '='} {figures.ratio(whole.ratio)}"
 
 
 def _times(left: float | None, right: float | None, less: str, more: str) -> str:
