@@ -15,7 +15,7 @@ from typing import Any
 from .. import __version__
 from ..hardware import read_processor
 from ..protocol import Accuracy, Changed, Failed, Latency, Ratio, RecipeRun, Step, Variant
-from ..protocol.paired import product, related_gain, steps_between
+from ..protocol.paired import product, related_gain, steps_between, why_undecided
 from ..recipes.steps import CANCELLED
 from ..session import Session, SessionError
 from ..session.ranking import best_variant, figures_of
@@ -135,7 +135,18 @@ def _variant(session: Session, variant: Variant) -> dict[str, Any]:
     }
     flat = _latency(figures.best) if figures.best is not None else {}
     keys = ("runtime", "device", "batch_size", "latency_ms", "throughput_per_s", "speedup", "speedup_over_parent")
-    return entry | {key: flat.get(key) for key in keys}
+    undecided = _undecided(figures.best) if figures.best is not None else []
+    return entry | {key: flat.get(key) for key in (*keys, "disturbed")} | {"undecided": undecided}
+
+
+def _undecided(latency: Latency) -> list[str]:
+    """Why ratios whose whole interval is on one side of 1 are UNDECIDED all the same, in sentences."""
+    ratios = (("the speed-up is ", latency.speedup), ("over parent is ", latency.speedup_over_parent))
+    return [
+        what + why
+        for what, ratio in ratios
+        if ratio is not None and (why := why_undecided(ratio, latency.noise_floor)) is not None
+    ]
 
 
 def _gains(session: Session, best: Latency | None) -> dict[str, Any] | None:
@@ -222,6 +233,8 @@ def _latency(latency: Latency) -> dict[str, Any]:
         "speedup_over_parent": _ratio(latency.speedup_over_parent),
         "noise_floor": latency.noise_floor,
         "versions": where.versions,
+        "notes": list(where.notes),
+        "disturbed": where.disturbed,
     }
 
 

@@ -15,6 +15,9 @@ from . import figures
 NAME_LIMIT = 60
 """Characters of a variant's name in the Markdown table."""
 
+DISTURBED = "~"
+"""Before a time that was taken while other processes worked."""
+
 Entry = dict[str, Any]
 """One variant of `results()["variants"]`."""
 
@@ -84,7 +87,7 @@ MARKDOWN_COLUMNS: tuple[tuple[str, bool, Callable[[Entry], str]], ...] = (
     ("batch", True, lambda e: markdown_cell(e["batch_size"])),
     ("speed-up (95 % CI)", False, lambda e: _speedup(e["speedup"])),
     ("over parent", False, lambda e: _over_parent(e["speedup_over_parent"])),
-    ("p50 ms", True, lambda e: figures.milliseconds(_at("latency_ms", "p50")(e))),
+    ("p50 ms", True, lambda e: _p50(e)),
     ("p90 ms", True, lambda e: figures.milliseconds(_at("latency_ms", "p90")(e))),
     ("p99 ms", True, lambda e: figures.milliseconds(_at("latency_ms", "p99")(e))),
     ("per s", True, lambda e: figures.rate(e["throughput_per_s"])),
@@ -163,13 +166,25 @@ def markdown_table(entries: list[Entry]) -> str:
 
 def below(entries: list[Entry]) -> list[str]:
     """What the table alone does not say: paragraphs, none where there is nothing to say."""
+    parts = []
+    if any(entry["disturbed"] for entry in entries):
+        parts.append(
+            f"{DISTURBED} Other processes worked meanwhile: times of different rows say little about each other there, "
+            "the speed-ups, measured in turn, do.\n"
+        )
+    undecided = [
+        f"- {markdown_cell(entry['name'], NAME_LIMIT)}: {markdown_cell(why)}\n"
+        for entry in entries
+        for why in entry["undecided"]
+    ]
+    parts += ["".join(undecided)] if undecided else []
     chains = [line for entry in entries if (line := _chain(entry))]
     if not chains:
-        return []
+        return parts
     words = "Gains step by step, multiplied"
     if any("≈" in line for line in chains):
         words += " (≈: the two sides of that step were not measured in turn)"
-    return [f"{words}:\n\n" + "".join(chains)]
+    return [*parts, f"{words}:\n\n" + "".join(chains)]
 
 
 def _chain(entry: Entry) -> str:
@@ -184,6 +199,10 @@ def _chain(entry: Entry) -> str:
     whole = f"{'=' if gains['product']['measured'] else '≈'} {figures.times(gains['product']['ratio'])}"
     measured = figures.times(_at("speedup", "ratio")(entry))
     return f"- {markdown_cell(entry['name'], NAME_LIMIT)}: {steps} {whole}; measured as a whole {measured}\n"
+
+
+def _p50(entry: Entry) -> str:
+    return (DISTURBED if entry["disturbed"] else "") + figures.milliseconds(_at("latency_ms", "p50")(entry))
 
 
 def _runs_on(entry: Entry) -> str:

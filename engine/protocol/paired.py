@@ -27,6 +27,8 @@ class Gain(NamedTuple):
     how: Literal["pair", "product", "indirect"]
     """"pair": the two ran in turn. "product": every step between them did. "indirect": the quotient of two ratios over
     the baseline, of two jobs."""
+    noise_floor: float | None = None
+    """Of the job of a pair, see `Latency`."""
 
 
 class Step(NamedTuple):
@@ -136,7 +138,7 @@ def best_candidate(
     return None if best is None else best.variant
 
 
-def why_undecided(ratio: Ratio, noise_floor: float | None) -> str | None:
+def why_undecided(ratio: Ratio | Gain, noise_floor: float | None) -> str | None:
     """Why a ratio is UNDECIDED although its whole interval is on one side of 1, as a sentence; None where it is not."""
     if ratio.verdict != "UNDECIDED" or ratio.low <= 1 <= ratio.high:
         return None
@@ -158,7 +160,7 @@ def _comparable(one: Latency, other: Latency) -> bool:
 def _descent(one: Latency, other: Latency, variants: Mapping[str, Variant], latencies_of: LatenciesOf) -> Gain | None:
     ancestor = variants[one.variant]
     if ancestor.parent is None and _is_over(other.speedup, one):
-        return _as_gain(other.speedup)
+        return _as_gain(other.speedup, other)
     gains = [step.gain for step in steps_between(one, other, variants, latencies_of)]
     paired = [gain for gain in gains if gain is not None and gain.how == "pair"]
     if not paired or len(paired) < len(gains):
@@ -169,8 +171,8 @@ def _descent(one: Latency, other: Latency, variants: Mapping[str, Variant], late
 def _pair(before: Latency, after: Latency, child: Variant, parent: Variant) -> Gain | None:
     """The ratio whose two sides ran in turn, if the record has it."""
     if _is_over(after.speedup_over_parent, before):
-        return _as_gain(after.speedup_over_parent)
-    return _as_gain(after.speedup) if parent.parent is None and _is_over(after.speedup, before) else None
+        return _as_gain(after.speedup_over_parent, after)
+    return _as_gain(after.speedup, after) if parent.parent is None and _is_over(after.speedup, before) else None
 
 
 def _is_over(ratio: Ratio | None, before: Latency) -> bool:
@@ -180,8 +182,10 @@ def _is_over(ratio: Ratio | None, before: Latency) -> bool:
     return ratio is not None and ratio.against.endswith(under) and ratio.against_variant in ("", before.variant)
 
 
-def _as_gain(ratio: Ratio | None) -> Gain | None:
-    return None if ratio is None else Gain(ratio.ratio, ratio.low, ratio.high, ratio.verdict, "pair")
+def _as_gain(ratio: Ratio | None, measured: Latency) -> Gain | None:
+    if ratio is None:
+        return None
+    return Gain(ratio.ratio, ratio.low, ratio.high, ratio.verdict, "pair", measured.noise_floor)
 
 
 def _quotient(one: Latency, other: Latency, variants: Mapping[str, Variant]) -> Gain | None:
@@ -202,7 +206,7 @@ def _quotient(one: Latency, other: Latency, variants: Mapping[str, Variant]) -> 
 
 def _inverse(gain: Gain) -> Gain:
     verdict = {"FASTER": "SLOWER", "SLOWER": "FASTER"}.get(gain.verdict, gain.verdict)
-    return Gain(1 / gain.ratio, 1 / gain.high, 1 / gain.low, verdict, gain.how)  # type: ignore[arg-type]
+    return Gain(1 / gain.ratio, 1 / gain.high, 1 / gain.low, verdict, gain.how, gain.noise_floor)  # type: ignore[arg-type]
 
 
 def _verdict(low: float, high: float) -> Literal["FASTER", "SLOWER", "SAME", "UNDECIDED"]:

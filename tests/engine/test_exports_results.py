@@ -133,6 +133,31 @@ def test_the_gains_of_a_chain_are_multiplied_and_what_was_not_measured_in_turn_i
     assert gains["product"]["ratio"] == pytest.approx(5.4)
 
 
+def test_times_of_a_busy_machine_are_marked_and_the_mark_is_explained(measured):
+    assert "~" not in results.render(measured, "compare", "markdown")[0]
+    busy = msgspec.structs.replace(CONDITIONS, notes=("Disturbed: other processes kept 1.5 cores busy meanwhile.",))
+    add_latency(measured, measured.resolve("int8"), 4.0, created=9.0, conditions=busy)
+    text = results.render(measured, "compare", "markdown")[0]
+    assert " ~2.00 |" in text
+    assert "~ Other processes worked meanwhile" in text
+    entry = results.results(measured, "compare")["variants"][2]
+    assert entry["disturbed"] is True
+    assert entry["measurements"][1]["notes"] == list(busy.notes)
+
+
+def test_why_an_interval_above_1_is_undecided_is_said(measured):
+    unsure = over("baseline", 1.05, "pytorch", low=1.02, high=1.08, verdict="UNDECIDED")
+    add_latency(measured, measured.resolve("int8"), 1.05, created=9.0, speedup=unsure, noise_floor=0.062)
+    text = results.render(measured, "compare", "markdown")[0]
+    assert (
+        "- int8: the speed-up is UNDECIDED though all of it is above 1: "
+        "part of it is within the noise floor, 6.2 %" in text
+    )
+    across = msgspec.structs.replace(unsure, low=0.98)
+    add_latency(measured, measured.resolve("int8"), 1.05, created=10.0, speedup=across, noise_floor=0.062)
+    assert "UNDECIDED though" not in results.render(measured, "compare", "markdown")[0]
+
+
 def test_a_single_step_is_no_chain(measured):
     assert "multiplied" not in results.render(measured, "compare", "markdown")[0]
 

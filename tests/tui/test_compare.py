@@ -4,8 +4,9 @@ from typing import Any
 
 import msgspec
 import scenes
+from driver import dashboard
 
-from engine.protocol import Ratio, Snapshot
+from engine.protocol import Latency, Ratio, Snapshot
 from tui.screens.compare import side_by_side
 
 
@@ -66,6 +67,12 @@ def test_what_is_not_sure_is_neither_faster_nor_slower() -> None:
     assert change(unsure, "onnx", "int8") == "? 1.04× undecided"
 
 
+def test_why_a_ratio_wholly_above_1_is_undecided_is_said() -> None:
+    unsure = with_pair(scenes.work(), "v2", ratio=1.01, low=1.004, high=1.015, verdict="UNDECIDED")
+    assert "part of it is within the noise floor, 1.1 %" in pair(unsure, "onnx", "int8")
+    assert "all of it is below 1" in pair(unsure, "int8", "onnx")
+
+
 def test_without_a_ratio_on_either_side_nothing_is_said() -> None:
     bare = tuple(
         msgspec.structs.replace(one, speedup=None, speedup_over_parent=None) if hasattr(one, "speedup") else one
@@ -73,3 +80,46 @@ def test_without_a_ratio_on_either_side_nothing_is_said() -> None:
     )
     snapshot = msgspec.structs.replace(scenes.work(), measurements=bare)
     assert change(snapshot, "onnx", "int8") == "not measured against each other"
+
+
+def busy() -> Snapshot:
+    """int8 was measured while other processes worked."""
+    notes = ("Disturbed: other processes kept 1.5 cores busy meanwhile.",)
+    measurements = tuple(
+        msgspec.structs.replace(one, conditions=msgspec.structs.replace(one.conditions, notes=notes))
+        if isinstance(one, Latency) and one.variant == "v2"
+        else one
+        for one in scenes.MEASUREMENTS
+    )
+    return msgspec.structs.replace(scenes.work(), measurements=measurements)
+
+
+async def test_times_of_a_busy_machine_are_marked_in_every_table() -> None:
+    async with dashboard(busy(), size=(120, 40)) as seen:
+        await seen.sees("~2.38", "~ timed on a busy machine", " 4.30")
+        await seen.press("c")
+        await seen.sees("Comparison", "~2.38", "~0.61", "~ timed on a busy machine")
+
+
+async def test_the_mark_stands_only_where_a_time_has_it() -> None:
+    async with dashboard(size=(120, 40)) as seen:
+        await seen.sees("2.38")
+        await seen.sees_not("busy machine")
+
+
+async def test_question_mark_opens_the_help_of_the_comparison() -> None:
+    async with dashboard(size=(120, 50)) as seen:
+        await seen.press("c")
+        await seen.sees("Comparison", "? help")
+        await seen.press("question_mark")
+        await seen.sees("Make the variant under the cursor A")
+        await seen.press("escape")
+        await seen.sees_not("Make the variant under the cursor A")
+
+
+async def test_question_mark_opens_the_help_of_a_job() -> None:
+    async with dashboard(size=(120, 50)) as seen:
+        await seen.press("L")
+        await seen.sees("? help   esc back")
+        await seen.press("question_mark")
+        await seen.sees("Leave the job; it goes on.")

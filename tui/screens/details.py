@@ -23,6 +23,7 @@ from engine.protocol import (
     Text,
     Variant,
 )
+from engine.protocol.paired import why_undecided
 
 from .. import expectations, figures, moves
 from ..comparison import accuracies, latencies, lineage, variant_named, verdict_at
@@ -251,6 +252,9 @@ def _latencies(snapshot: Snapshot, variant: Variant, width: int) -> Content:
         parent = one.speedup_over_parent.ratio if one.speedup_over_parent else None
         tail = f"{figures.ratio(parent):>9}{one.samples:>7}{figures.percent(one.noise_floor):>8}" if roomy else ""
         lines.append(Content.assemble(text, (f"{verdict:<10}", style), tail))
+        for ratio, against in ((speed, ""), (one.speedup_over_parent, "× parent: ")):
+            if ratio is not None and (why := why_undecided(ratio, one.noise_floor)):
+                lines += _muted(against + why, width, 4)
     for text in _conditions(rows):
         lines += _muted(text, width, 2)
     return Content("\n").join(lines)
