@@ -197,6 +197,11 @@ def _plain(value: object) -> str:
     return figures.UNKNOWN if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def _number(value: float) -> str:
+    """A technique's figure; millions of multiply-adds or weights as everywhere else: 1.60M."""
+    return figures.count(value) if value == int(value) and abs(value) >= 1e6 else figures.number(value)
+
+
 def _changed(variant: Variant, width: int) -> Content:
     """What the technique really did, and what it left with the reason."""
     changed = variant.changed
@@ -204,7 +209,7 @@ def _changed(variant: Variant, width: int) -> Content:
     lines = [content(f"  {changed.summary}")]
     for name, value in changed.figures.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        shown = figures.number(value) if is_number else _plain(value)  # type: ignore[arg-type]
+        shown = _number(value) if is_number else _plain(value)  # type: ignore[arg-type]
         if name == "sensitivity":
             shown = "scanned: h on the variant it was made from shows the heat map"
         label, words = (
