@@ -94,7 +94,7 @@ MARKDOWN_COLUMNS: tuple[tuple[str, bool, Callable[[Entry], str]], ...] = (
     ("size", True, lambda e: figures.size(e["size_bytes"])),
     ("parameters", True, lambda e: figures.count(e["parameter_count"])),
     ("MACs", True, lambda e: figures.count(e["macs"])),
-    ("complexity", False, lambda e: e["complexity"]),
+    ("to deploy", False, lambda e: f"{e['complexity']} complexity"),
     ("accuracy", True, lambda e: figures.percent(_at("accuracy", "value")(e))),
     ("drop, points (95 % CI)", False, lambda e: _drop(e)),
     ("limit", False, lambda e: _at("accuracy", "verdict")(e) or figures.UNKNOWN),

@@ -158,6 +158,12 @@ def test_why_an_interval_above_1_is_undecided_is_said(measured):
     assert "UNDECIDED though" not in results.render(measured, "compare", "markdown")[0]
 
 
+def test_complexity_is_that_of_deploying_it(measured):
+    header, _, row = results.render(measured, "compare", "markdown")[0].splitlines()[2:5]
+    cells = dict(zip(*([cell.strip() for cell in line.split("|")] for line in (header, row))))
+    assert cells["to deploy"] == "low complexity"
+
+
 def test_a_single_step_is_no_chain(measured):
     assert "multiplied" not in results.render(measured, "compare", "markdown")[0]
 
