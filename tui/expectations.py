@@ -107,21 +107,21 @@ def table(one: Expectation) -> Content:
 def phrase(one: Expectation) -> str:
     """What was measured, for the technique's form; "" if nothing was.
 
-    "int8: size 26 %, 1.80× the speed, accuracy 0.21 pt lower"
+    "int8: size 26 %, 1.80× the speed, 0.21 pt drop"
     """
     values = {row.key: row.measured for row in one.rows}
     parts = [
         values["size"] and f"size {values['size']}",
         values["speedup"] and f"{values['speedup']} the speed",
-        values["drop"] and _lower(values["drop"]),
+        values["drop"] and _dropped(values["drop"]),
     ]
     shown = ", ".join(part for part in parts if part)
     return f"{clean(one.variant, 40)}: {shown}" if shown else ""
 
 
-def _lower(drop: str) -> str:
+def _dropped(points: str) -> str:
     """A drop below nothing is a gain."""
-    return f"accuracy {drop[1:]} higher" if drop.startswith("-") else f"accuracy {drop} lower"
+    return f"{points[1:]} gain" if points.startswith("-") else f"{points} drop"
 
 
 def _percent(value: float | None) -> str:

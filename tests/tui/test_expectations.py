@@ -32,12 +32,12 @@ def test_expected_and_measured_stand_side_by_side() -> None:
     ]
     assert "0.5–1 pt" in shown
     assert "better than expected" in shown
-    assert expectations.phrase(one) == "int8: size 26.2 %, 1.80× the speed, accuracy 0.21 pt lower"
+    assert expectations.phrase(one) == "int8: size 26.2 %, 1.80× the speed, 0.21 pt drop"
 
 
 def test_a_drop_below_nothing_is_called_a_gain() -> None:
     (one,) = expectations.read(results(measured={"size": None, "speedup": None, "drop": -0.0016}))
-    assert expectations.phrase(one) == "int8: accuracy 0.16 pt higher"
+    assert expectations.phrase(one) == "int8: 0.16 pt gain"
 
 
 def test_what_was_not_measured_says_so() -> None:
