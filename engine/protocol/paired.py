@@ -124,9 +124,11 @@ def best_candidate(
     behind it.
     """
     beaten: set[str] = set()
-    for ancestor in candidates:
-        for descendant in candidates:
-            if ancestor is descendant or not _reaches(descendant.variant.id, ancestor.variant.id, variants):
+    candidate = {one.variant.id: one for one in candidates}
+    for descendant in candidates:
+        for _, parent in _way_up(descendant.variant.id, "", variants):
+            ancestor = candidate.get(parent.id)
+            if ancestor is None:
                 continue
             gain = related_gain(ancestor.latency, descendant.latency, variants, latencies_of)
             if gain is not None:
