@@ -30,7 +30,7 @@ ACTIONS = (
 )
 """For the help."""
 
-KEYS = "? help   esc back   ↑ ↓ home end scroll   drag selects, ctrl+c copies"
+KEYS = "? help   esc back   ↑ ↓ scroll   drag selects, ctrl+c copies"
 
 DIVISIONS = ("", "-charts-only", "-log-only")
 """What `v` goes through: both, the curves alone, the log alone."""
