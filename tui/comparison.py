@@ -7,6 +7,7 @@ measured.
 from typing import Literal, NamedTuple
 
 from engine.protocol import Accuracy, Job, Latency, Measurement, Snapshot, Variant
+from engine.protocol.paired import Candidate, best_candidate
 
 from .text import clean
 
@@ -105,18 +106,23 @@ def speed_of(figures: Figures) -> float | None:
 
 
 def best_variant(snapshot: Snapshot, batch_size: int | None) -> Variant | None:
-    """The fastest variant that passes the accuracy limit and is surely faster than the baseline, if there is one."""
-    best: tuple[float, Variant] | None = None
+    """The fastest variant that passes the accuracy limit and is surely faster than the baseline, if there is one.
+
+    By the engine's rule: between a variant and its ancestor their paired ratio decides (`best_candidate`).
+    """
+    candidates = []
     for variant in snapshot.variants:
-        figures = figures_for(snapshot, variant.id, batch_size)
-        speed = speed_of(figures)
-        if variant.parent is None or speed is None or figures.verdict != "PASS":
+        latency, accuracy, verdict = figures_for(snapshot, variant.id, batch_size)
+        if variant.parent is None or verdict != "PASS" or latency is None or latency.speedup is None:
             continue
-        if figures.latency is None or figures.latency.speedup is None or figures.latency.speedup.verdict != "FASTER":
-            continue
-        if best is None or speed > best[0]:
-            best = (speed, variant)
-    return best[1] if best else None
+        if latency.speedup.verdict == "FASTER":
+            candidates.append(Candidate(variant, latency, accuracy))
+    return best_candidate(candidates, by_id(snapshot), lambda id: latencies(snapshot, id))
+
+
+def by_id(snapshot: Snapshot) -> dict[str, Variant]:
+    """Every variant under its id."""
+    return {variant.id: variant for variant in snapshot.variants}
 
 
 def baseline_of(snapshot: Snapshot) -> Variant | None:
@@ -131,10 +137,10 @@ def variant_named(snapshot: Snapshot, id: str | None) -> Variant | None:
 
 def lineage(snapshot: Snapshot, variant: Variant) -> list[Variant]:
     """From the baseline to the variant."""
-    by_id = {one.id: one for one in snapshot.variants}
+    known = by_id(snapshot)
     path = [variant]
-    while path[0].parent in by_id and len(path) <= len(by_id):
-        path.insert(0, by_id[path[0].parent or ""])
+    while path[0].parent in known and len(path) <= len(known):
+        path.insert(0, known[path[0].parent or ""])
     return path
 
 

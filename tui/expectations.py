@@ -3,11 +3,11 @@
     of quantize-static   expected     measured
       size               25 %         26 %       as expected
       speed              2–4×         1.80×      slower than expected
-      accuracy lost      0.5–1 %      0.21 %     better than expected
+      accuracy drop      0.5–1 pt     0.21 pt    better than expected
 
-Size and speed are against the variant it was made from, the loss is against the baseline. None means not measured, or
-not promised by number. What is read here is our own engine's, but may be an older or newer one's: whatever does not
-look as expected is left out.
+Size and speed are against the variant it was made from, the drop (percentage points) against the baseline. None means
+not measured, or not promised by number. What is read here is our own engine's, but may be an older or newer one's:
+whatever does not look as expected is left out.
 """
 
 import json
@@ -18,7 +18,7 @@ from textual.content import Content
 from . import figures
 from .text import clean, fit
 
-LABELS = {"size": "size", "speedup": "speed", "drop": "accuracy lost"}
+LABELS = {"size": "size", "speedup": "speed", "drop": "accuracy drop"}
 """Key in the engine's results → what the user reads."""
 
 WORDS = {
@@ -71,12 +71,12 @@ def _of(variant: dict[str, Any]) -> Expectation | None:
     shown = {
         "size": _percent(expected.get("size")),
         "speedup": _range(expected.get("speedup"), 1, "×"),
-        "drop": _range(expected.get("drop"), 100, " %"),
+        "drop": _range(expected.get("drop"), 100, " pt"),
     }
     values = {
         "size": _percent(measured["size"]),
         "speedup": "" if measured["speedup"] is None else figures.ratio(measured["speedup"]),
-        "drop": "" if measured["drop"] is None else f"{figures.points(measured['drop'])} %",
+        "drop": "" if measured["drop"] is None else f"{figures.points(measured['drop'])} pt",
     }
     rows = tuple(Row(key, shown[key], values[key], verdict.get(key)) for key in LABELS)
     return Expectation(str(variant["name"]), str(variant["technique"]), str(found.get("text") or ""), rows)
@@ -105,15 +105,23 @@ def table(one: Expectation) -> Content:
 
 
 def phrase(one: Expectation) -> str:
-    """ "int8: size 26 %, 1.80×, 0.21 % lost": what was measured, for the technique's form; "" if nothing was."""
+    """What was measured, for the technique's form; "" if nothing was.
+
+    "int8: size 26 %, 1.80× the speed, 0.21 pt drop"
+    """
     values = {row.key: row.measured for row in one.rows}
     parts = [
         values["size"] and f"size {values['size']}",
         values["speedup"] and f"{values['speedup']} the speed",
-        values["drop"] and f"{values['drop']} lost",
+        values["drop"] and _dropped(values["drop"]),
     ]
     shown = ", ".join(part for part in parts if part)
     return f"{clean(one.variant, 40)}: {shown}" if shown else ""
+
+
+def _dropped(points: str) -> str:
+    """A drop below nothing is a gain."""
+    return f"{points[1:]} gain" if points.startswith("-") else f"{points} drop"
 
 
 def _percent(value: float | None) -> str:
@@ -121,7 +129,7 @@ def _percent(value: float | None) -> str:
 
 
 def _range(ends: list[float] | None, factor: float, unit: str) -> str:
-    """ "2–4×", "0.5–1 %", "under 0.1 %"."""
+    """ "2–4×", "0.5–1 pt", "under 0.1 pt"."""
     if not ends:
         return ""
     low, high = (f"{end * factor:g}" for end in ends)

@@ -10,6 +10,10 @@ UNKNOWN = "–"
 """What stands for a value that nobody measured."""
 
 
+DISTURBED = "~"
+"""Before a time that was taken while other processes worked."""
+
+
 def milliseconds(value: float | None) -> str:
     """A latency with two or three significant digits and no unit (the column names it): 0.0047, 0.042, 9.80."""
     if value is None:

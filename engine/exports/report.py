@@ -17,7 +17,7 @@ from ..techniques import Refusal, find_technique
 from . import figures, load_tests
 from .recipe import lineage
 from .results import results
-from .table import heading, markdown_table
+from .table import below, heading, markdown_table
 
 NAMES_SHOWN = 30
 """Layers listed per technique; the others are counted."""
@@ -42,6 +42,7 @@ def report(
         "## Result\n",
         heading(content) + "\n",
         markdown_table(content["variants"]),
+        *below(content["variants"]),
         _how_to_read(content["accuracy_limit"]),
     ]
     if notices:

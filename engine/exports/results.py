@@ -15,6 +15,7 @@ from typing import Any
 from .. import __version__
 from ..hardware import read_processor
 from ..protocol import Accuracy, Changed, Failed, Latency, Measurement, Ratio, RecipeRun, Step, Variant
+from ..protocol.paired import product, related_gain, steps_between, why_undecided
 from ..recipes.steps import CANCELLED
 from ..safety import clean_text
 from ..session import Session, SessionError
@@ -124,7 +125,7 @@ def _step(step: Step) -> dict[str, Any]:
 
 def _variant(session: Session, variant: Variant, runtime: str | None) -> dict[str, Any]:
     figures = figures_of(variant, _measured(session, runtime), session.options)
-    entry = {
+    entry: dict[str, Any] = {
         "id": variant.id,
         "name": variant.name,
         "parent": variant.parent,
@@ -141,10 +142,59 @@ def _variant(session: Session, variant: Variant, runtime: str | None) -> dict[st
         "expectation": expectation_of(session, variant),
         "measurements": [_latency(latency) for latency in figures.latencies],
         "load_tests": load_tests.documents(session, variant),
+        "gains": _gains(session, figures.best),
     }
     flat = _latency(figures.best) if figures.best is not None else {}
     keys = ("runtime", "device", "batch_size", "latency_ms", "throughput_per_s", "speedup", "speedup_over_parent")
-    return entry | {key: flat.get(key) for key in keys}
+    undecided = _undecided(figures.best) if figures.best is not None else []
+    return entry | {key: flat.get(key) for key in (*keys, "disturbed")} | {"undecided": undecided}
+
+
+def _undecided(latency: Latency) -> list[str]:
+    """Why ratios whose whole interval is on one side of 1 are UNDECIDED all the same, in sentences."""
+    ratios = (("the speed-up is ", latency.speedup), ("over parent is ", latency.speedup_over_parent))
+    return [
+        what + why
+        for what, ratio in ratios
+        if ratio is not None and (why := why_undecided(ratio, latency.noise_floor)) is not None
+    ]
+
+
+def _gains(session: Session, best: Latency | None) -> dict[str, Any] | None:
+    """What each of two or more steps from the baseline gained, and their product; None where a link is missing.
+
+    A step whose two sides ran in turn is "measured"; else it is the quotient of two jobs.
+    """
+    if best is None:
+        return None
+
+    def latencies_of(id: str) -> tuple[Latency, ...]:
+        return figures_of(session.variants[id], list(session.measurements.values()), session.options).latencies
+
+    roots = [one for variant in session.variants.values() if variant.parent is None for one in latencies_of(variant.id)]
+    for root in roots:
+        # The baseline has its own runtime: the one under which the records' ratios over it were measured.
+        direct = related_gain(root, best, session.variants, latencies_of)
+        if direct is None or direct.how != "pair":
+            continue
+        steps = steps_between(root, best, session.variants, latencies_of)
+        gains = [step.gain for step in steps if step.gain is not None]
+        if len(steps) < 2 or len(gains) < len(steps):
+            return None
+        whole = product(gains)
+        return {
+            "steps": [
+                {
+                    "variant": step.variant.id,
+                    "name": step.variant.name,
+                    "ratio": gain.ratio,
+                    "measured": gain.how == "pair",
+                }
+                for step, gain in zip(steps, gains)
+            ],
+            "product": {"ratio": whole.ratio, "low": whole.low, "high": whole.high, "measured": whole.how == "product"},
+        }
+    return None
 
 
 def _accuracy(accuracy: Accuracy | None, verdict: str | None) -> dict[str, Any] | None:
@@ -194,6 +244,8 @@ def _latency(latency: Latency) -> dict[str, Any]:
         "speedup_over_parent": _ratio(latency.speedup_over_parent),
         "noise_floor": latency.noise_floor,
         "versions": where.versions,
+        "notes": list(where.notes),
+        "disturbed": where.disturbed,
     }
 
 

@@ -18,6 +18,9 @@ NAMES_LISTED = 6
 NAME_LIMIT = 60
 """Characters of a variant's name in the Markdown table."""
 
+DISTURBED = "~"
+"""Before a time that was taken while other processes worked."""
+
 Entry = dict[str, Any]
 """One variant of `results()["variants"]`."""
 
@@ -88,14 +91,14 @@ MARKDOWN_COLUMNS: tuple[tuple[str, bool, Callable[[Entry], str]], ...] = (
     ("batch", True, lambda e: markdown_cell(e["batch_size"])),
     ("speed-up (95 % CI)", False, lambda e: _speedup(e["speedup"])),
     ("over parent", False, lambda e: _over_parent(e)),
-    ("p50 ms", True, lambda e: figures.milliseconds(_at("latency_ms", "p50")(e))),
+    ("p50 ms", True, lambda e: _p50(e)),
     ("p90 ms", True, lambda e: figures.milliseconds(_at("latency_ms", "p90")(e))),
     ("p99 ms", True, lambda e: figures.milliseconds(_at("latency_ms", "p99")(e))),
     ("per s", True, lambda e: figures.rate(e["throughput_per_s"])),
     ("size", True, lambda e: figures.size(e["size_bytes"])),
     ("parameters", True, lambda e: figures.count(e["parameter_count"])),
     ("MACs", True, lambda e: figures.count(e["macs"])),
-    ("complexity", False, lambda e: e["complexity"]),
+    ("to deploy", False, lambda e: f"{e['complexity']} complexity"),
     ("accuracy", True, lambda e: figures.percent(_at("accuracy", "value")(e))),
     ("drop, points (95 % CI)", False, lambda e: _drop(e)),
     ("limit", False, lambda e: _at("accuracy", "verdict")(e) or figures.UNKNOWN),
@@ -119,6 +122,7 @@ def as_markdown(content: dict[str, Any], *, steps: bool) -> str:
     if content["variants"]:
         parts.append(heading(content) + "\n")
         parts.append(markdown_table(content["variants"]))
+        parts += below(content["variants"])
         warned = [entry for entry in content["variants"] if entry["warning"]]
         lines = [f"- {markdown_cell(one['name'], NAME_LIMIT)}: {markdown_cell(one['warning'])}\n" for one in warned]
         if steps:
@@ -166,6 +170,47 @@ def markdown_table(entries: list[Entry]) -> str:
 
     rule = "|" + "|".join("-" * (w + 1) + (":" if n else "-") for w, n in zip(widths, numbers)) + "|"
     return "\n".join([line(header), rule, *(line(row) for row in rows)]) + "\n"
+
+
+def below(entries: list[Entry]) -> list[str]:
+    """What the table alone does not say: paragraphs, none where there is nothing to say."""
+    parts = []
+    if any(entry["disturbed"] for entry in entries):
+        parts.append(
+            f"{DISTURBED} Other processes worked meanwhile: times of different rows say little about each other there, "
+            "the speed-ups, measured in turn, do.\n"
+        )
+    undecided = [
+        f"- {markdown_cell(entry['name'], NAME_LIMIT)}: {markdown_cell(why)}\n"
+        for entry in entries
+        for why in entry["undecided"]
+    ]
+    parts += ["".join(undecided)] if undecided else []
+    chains = [line for entry in entries if (line := _chain(entry))]
+    if not chains:
+        return parts
+    words = "Gains step by step, multiplied"
+    if any("≈" in line for line in chains):
+        words += " (≈: the two sides of that step were not measured in turn)"
+    return [*parts, f"{words}:\n\n" + "".join(chains)]
+
+
+def _chain(entry: Entry) -> str:
+    """ "- int8: onnx 2.28× · int8 1.80× = 4.10×; measured as a whole 4.11×"; "" where there are no two steps."""
+    gains = entry["gains"]
+    if gains is None:
+        return ""
+    steps = " · ".join(
+        f"{markdown_cell(step['name'], NAME_LIMIT)} {'' if step['measured'] else '≈'}{figures.times(step['ratio'])}"
+        for step in gains["steps"]
+    )
+    whole = f"{'=' if gains['product']['measured'] else '≈'} {figures.times(gains['product']['ratio'])}"
+    measured = figures.times(_at("speedup", "ratio")(entry))
+    return f"- {markdown_cell(entry['name'], NAME_LIMIT)}: {steps} {whole}; measured as a whole {measured}\n"
+
+
+def _p50(entry: Entry) -> str:
+    return (DISTURBED if entry["disturbed"] else "") + figures.milliseconds(_at("latency_ms", "p50")(entry))
 
 
 def _runs_on(entry: Entry) -> str:

@@ -8,7 +8,7 @@ import time
 import psutil
 
 from ..context import JobContext
-from ..protocol import Conditions
+from ..protocol import DISTURBED, Conditions
 from ..runtimes import Runner
 
 OTHERS_CORES = 0.25
@@ -32,7 +32,7 @@ class OtherWork:
         cores = self.cores()
         if cores < OTHERS_CORES:
             return ()
-        return (f"Disturbed: other processes kept {cores:.1f} cores busy meanwhile.",)
+        return (f"{DISTURBED} other processes kept {cores:.1f} cores busy meanwhile.",)
 
     @staticmethod
     def _now() -> tuple[float, float, float]:

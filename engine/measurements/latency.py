@@ -23,7 +23,7 @@ import torch
 
 from ..context import JobContext, LoadedVariant
 from ..models import Arrays, ModelError
-from ..protocol import Latency, Ratio
+from ..protocol import LEAST_DELTA, Latency, Ratio
 from ..runtimes import RUNTIMES, Runner, RuntimeUnavailable, load
 from .conditions import OtherWork, conditions
 from .statistics import Interval
@@ -31,9 +31,6 @@ from .timing import Arm, log_ratio, time_rounds, warm_up
 
 BUDGET_SECONDS = 5.0
 """Rounds of one batch size end about then; two batch sizes of a small model take 15 s with loading and warm-up."""
-
-LEAST_DELTA = 0.01
-"""Differences below 1 % are called SAME however surely they are known."""
 
 WIDEST_SAME = 0.05
 """On a noisy machine the floor can be anything: what lies further apart than this is never called SAME."""

@@ -1,9 +1,9 @@
 """Every record and message that crosses a process boundary; nothing else does.
 
 `records.py`, `measurements.py`, `load.py` and `serving.py` hold what is kept and sent, `messages.py` and `work.py` the
-conversations, `frames.py` how they travel; all of it is imported from here. Three conversations use it, all as
-length-prefixed msgpack frames:
-client → engine (`ClientMessage`), engine → client (`EngineMessage`) over the Unix socket,
+conversations, `frames.py` how they travel; all of it is imported from here. `paired.py`, imported by name, holds what
+client and engine both read out of the ratios in the records. Three conversations use it, all as length-prefixed msgpack
+frames: client → engine (`ClientMessage`), engine → client (`EngineMessage`) over the Unix socket,
 and engine ↔ worker (`JobSpec` one way, `WorkerMessage` the other) over a socketpair.
 
 What a reader may rely on:

@@ -5,6 +5,9 @@ from typing import Literal
 from .load import LoadSearch, LoadTest
 from .records import Conditions, Left, Record
 
+LEAST_DELTA = 0.01
+"""Differences in speed below 1 % are never called FASTER or SLOWER, however surely they are known."""
+
 
 class Ratio(Record):
     """A speed-up: how many times faster than `against`, with its 95 % confidence interval."""

@@ -133,6 +133,10 @@ class Variant(Record):
 # --- where something was measured ---------------------------------------------------------------------
 
 
+DISTURBED = "Disturbed:"
+"""How the note of a measurement begins during which other processes kept the machine busy."""
+
+
 class Conditions(Record):
     """Where and how a measurement ran. Figures with different conditions are not ranked together."""
 
@@ -144,6 +148,11 @@ class Conditions(Record):
     providers: tuple[str, ...] = ()
     versions: dict[str, str] = {}
     notes: tuple[str, ...] = ()
+
+    @property
+    def disturbed(self) -> bool:
+        """Other processes worked meanwhile: times are too long, while ratios measured in turn hold."""
+        return any(note.startswith(DISTURBED) for note in self.notes)
 
 
 # --- jobs ------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from ..devices import first_device
 from ..protocol import Accuracy, Latency, Measurement, SessionOptions, Variant
+from ..protocol.paired import Candidate, best_candidate
 
 Verdict = Literal["PASS", "FAIL", "NOT ENOUGH DATA"]
 
@@ -86,15 +87,17 @@ def judge(low: float, high: float, limit: float) -> Verdict:
 def best_variant(
     variants: Iterable[Variant], measurements: Iterable[Measurement], options: SessionOptions
 ) -> Variant | None:
-    """The fastest variant that passes the accuracy limit; None when nothing was measured.
+    """The fastest variant that passes the accuracy limit, by `best_candidate`'s rule; None when nothing was measured.
 
     The baseline passes by definition, so where nothing else is faster it is the best there is.
     """
+    by_id = {variant.id: variant for variant in variants}
+    timed: dict[str, tuple[Latency, ...]] = {}
+    candidates = []
     known = list(measurements)
-    ranked: list[tuple[float, Variant]] = []
-    for variant in variants:
+    for variant in by_id.values():
         figures = figures_of(variant, known, options)
+        timed[variant.id] = figures.latencies
         if figures.best is not None and (variant.parent is None or figures.verdict == "PASS"):
-            ranked.append((figures.best.speedup.ratio if figures.best.speedup else 1.0, variant))
-    # Of equals the first one wins: it has fewer steps behind it.
-    return max(ranked, key=lambda item: item[0], default=(0.0, None))[1]
+            candidates.append(Candidate(variant, figures.best, figures.accuracy))
+    return best_candidate(candidates, by_id, lambda id: timed[id])

@@ -348,13 +348,8 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
             "calibration_cosine": round(answers.difference.cosine, 6),
             "calibration_answers_changed": answers.changed,
         }
-        note = ""
         sensitive = [name for name in found.in_float if name not in found.for_speed]
-        if sensitive:
-            note = f"; {len(sensitive)} sensitive nodes left in float: {', '.join(sensitive[:3])}"
-            note += " …" if len(sensitive) > 3 else ""
-        if found.for_speed:
-            note += f"; {len(found.for_speed)} nodes left in float because they are slower in integers here"
+        note = left_in_float(sensitive, len(found.for_speed))
         if not found.within:
             note += "; beyond the accuracy limit on the calibration data"
         job.log(f"{found.label or 'first'}: cosine {answers.difference.cosine:.5f}, changed {answers.changed}{note}")
@@ -362,6 +357,18 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
             _static_variant(source, parameters, job, target, found.result, extra, found.label, found.in_float, note)
         )
     return variants
+
+
+def left_in_float(sensitive: list[str], for_speed: int) -> str:
+    """What a static quantization left in float and why, as the end of a sentence; "" for nothing."""
+    note = ""
+    if sensitive:
+        note = f"; {len(sensitive)} sensitive {'node' if len(sensitive) == 1 else 'nodes'} left in float: "
+        note += ", ".join(sensitive[:3]) + (" …" if len(sensitive) > 3 else "")
+    if for_speed:
+        nodes, are = ("node", "it is") if for_speed == 1 else ("nodes", "they are")
+        note += f"; {for_speed} {nodes} left in float because {are} slower in integers here"
+    return note
 
 
 def _settled(parameters: QuantizeStatic, settings: Any) -> QuantizeStatic:

@@ -126,6 +126,7 @@ def test_the_report_says_what_disturbed_a_measurement(session, tmp_path):
     report = (tmp_path / "out/report.md").read_text()
     assert report.count("onnxruntime on cpu, processor avx2 vnni") == 1
     assert "- int8, onnxruntime, batch 8: Disturbed: other processes" in report
+    assert "~ Other processes worked meanwhile" in report
 
 
 def test_a_hostile_layer_name_harms_no_file_of_an_export(session, tmp_path):

@@ -95,6 +95,79 @@ def test_the_flat_figures_are_those_of_the_largest_batch_size_asked_for(measured
     assert results.results(measured, "compare")["variants"][2]["batch_size"] == 1
 
 
+def over(name, ratio, runtime, **changes):
+    """A ratio that was measured in turn with this variant under this runtime."""
+    words = f"{name} · {runtime} · cpu · batch 8"
+    facts = {"ratio": ratio, "low": ratio * 0.98, "high": ratio * 1.02, "verdict": "FASTER", "against": words}
+    return Ratio(**(facts | changes))
+
+
+def chain(session):
+    """Pruned in PyTorch, exported, quantized: the export changes the runtime, so no pair stands for it."""
+    eager = Conditions(runtime="pytorch", device="cpu", processor="avx2 vnni", threads=2)
+    base = add_variant(session, "baseline")
+    add_latency(session, base, 1.0, conditions=eager, speedup=None)
+    pruned = add_variant(session, "pruned", base)
+    add_latency(
+        session,
+        pruned,
+        2.0,
+        conditions=eager,
+        speedup=over("baseline", 2.0, "pytorch"),
+        speedup_over_parent=over("baseline", 2.0, "pytorch"),
+    )
+    onnx = add_variant(session, "onnx", pruned)
+    add_latency(session, onnx, 3.0)
+    int8 = add_variant(session, "int8", onnx)
+    add_latency(session, int8, 5.0, speedup_over_parent=over("onnx", 1.8, "onnxruntime"))
+
+
+def test_the_gains_of_a_chain_are_multiplied_and_what_was_not_measured_in_turn_is_marked(session):
+    chain(session)
+    text, _ = results.render(session, "compare", "markdown")
+    assert "- int8: pruned 2.00× · onnx ≈1.50× · int8 1.80× ≈ 5.40×; measured as a whole 5.00×\n" in text
+    assert "- onnx: pruned 2.00× · onnx ≈1.50× ≈ 3.00×; measured as a whole 3.00×\n" in text
+    assert "≈: the two sides of that step were not measured in turn" in text
+    gains = results.results(session, "compare")["variants"][3]["gains"]
+    assert [one["measured"] for one in gains["steps"]] == [True, False, True]
+    assert gains["product"]["ratio"] == pytest.approx(5.4)
+
+
+def test_times_of_a_busy_machine_are_marked_and_the_mark_is_explained(measured):
+    assert "~" not in results.render(measured, "compare", "markdown")[0]
+    busy = msgspec.structs.replace(CONDITIONS, notes=("Disturbed: other processes kept 1.5 cores busy meanwhile.",))
+    add_latency(measured, measured.resolve("int8"), 4.0, created=9.0, conditions=busy)
+    text = results.render(measured, "compare", "markdown")[0]
+    assert " ~2.00 |" in text
+    assert "~ Other processes worked meanwhile" in text
+    entry = results.results(measured, "compare")["variants"][2]
+    assert entry["disturbed"] is True
+    assert entry["measurements"][1]["notes"] == list(busy.notes)
+
+
+def test_why_an_interval_above_1_is_undecided_is_said(measured):
+    unsure = over("baseline", 1.05, "pytorch", low=1.02, high=1.08, verdict="UNDECIDED")
+    add_latency(measured, measured.resolve("int8"), 1.05, created=9.0, speedup=unsure, noise_floor=0.062)
+    text = results.render(measured, "compare", "markdown")[0]
+    assert (
+        "- int8: the speed-up is UNDECIDED though all of it is above 1: "
+        "part of it is within the noise floor, 6.2 %" in text
+    )
+    across = msgspec.structs.replace(unsure, low=0.98)
+    add_latency(measured, measured.resolve("int8"), 1.05, created=10.0, speedup=across, noise_floor=0.062)
+    assert "UNDECIDED though" not in results.render(measured, "compare", "markdown")[0]
+
+
+def test_complexity_is_that_of_deploying_it(measured):
+    header, _, row = results.render(measured, "compare", "markdown")[0].splitlines()[2:5]
+    cells = dict(zip(*([cell.strip() for cell in line.split("|")] for line in (header, row))))
+    assert cells["to deploy"] == "low complexity"
+
+
+def test_a_single_step_is_no_chain(measured):
+    assert "multiplied" not in results.render(measured, "compare", "markdown")[0]
+
+
 def test_what_was_not_measured_is_null(session):
     add_variant(session, "baseline")
     entry = json.loads(results.render(session, "compare", "json")[0])["variants"][0]

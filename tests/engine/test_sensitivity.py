@@ -7,6 +7,7 @@ from technique_jobs import CONVOLUTIONAL, IMAGE, apply, cosine, open_python, run
 from engine.graphs.comparison import Difference
 from engine.graphs.sensitivity import LEAST_COSINE, Answers, Judge, _noises, node_times
 from engine.protocol import Logged
+from engine.techniques.quantization import left_in_float
 
 pytestmark = pytest.mark.usefixtures("no_choice_by_chance")
 
@@ -98,7 +99,14 @@ def test_the_fragile_node_is_left_in_float_and_the_answers_hold(fragile, tmp_pat
     assert names[0] == "quantize-static"
     assert "quantize-static/fast" in names
     assert len({variant.path for variant in run.variants}) == len(names), "each has a file of its own"
-    assert any("sensitive nodes left in float" in m.text for m in run.messages if isinstance(m, Logged))
+    assert any(" left in float: " in m.text for m in run.messages if isinstance(m, Logged))
+
+
+def test_one_node_is_not_called_nodes():
+    assert left_in_float(["conv"], 1) == (
+        "; 1 sensitive node left in float: conv; 1 node left in float because it is slower in integers here"
+    )
+    assert left_in_float(["a", "b", "c", "d"], 0) == "; 4 sensitive nodes left in float: a, b, c …"
 
 
 def test_the_recipe_of_a_found_variant_pins_what_was_found(fragile, tmp_path):

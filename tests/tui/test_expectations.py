@@ -30,9 +30,14 @@ def test_expected_and_measured_stand_side_by_side() -> None:
         ["size", "25", "%", "26.2", "%", "as", "expected"],
         ["speed", "2–4×", "1.80×", "slower", "than", "expected"],
     ]
-    assert "0.5–1 %" in shown
+    assert "0.5–1 pt" in shown
     assert "better than expected" in shown
-    assert expectations.phrase(one) == "int8: size 26.2 %, 1.80× the speed, 0.21 % lost"
+    assert expectations.phrase(one) == "int8: size 26.2 %, 1.80× the speed, 0.21 pt drop"
+
+
+def test_a_drop_below_nothing_is_called_a_gain() -> None:
+    (one,) = expectations.read(results(measured={"size": None, "speedup": None, "drop": -0.0016}))
+    assert expectations.phrase(one) == "int8: 0.16 pt gain"
 
 
 def test_what_was_not_measured_says_so() -> None:

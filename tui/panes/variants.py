@@ -118,7 +118,8 @@ class VariantsPane(LineTable):
         self.set_rows(rows, [_headings(layout)] if rows else [])
         if not rows:
             self.set_lines(_empty(snapshot, view))
-        self.set_caption("1 Variants", _details(snapshot, view))
+        disturbed = any(is_disturbed(one) for one in found.values())
+        self.set_caption("1 Variants", _details(snapshot, view, disturbed))
 
 
 def choose_layout(width: int, names: list[str]) -> Layout:
@@ -176,9 +177,18 @@ def _line(branch: Branch, found: Figures, layout: Layout, scale: charts.LogScale
         room = max(layout.name - width_of(branch.prefix + name) - MARK, 0)
         spans.append((fit(runtime, room), "muted"))
     for column in layout.columns:
+        if column.name == "p50" and is_disturbed(found):
+            ((time, role),) = _cell(column, branch, found, scale)
+            spans.append((fit(figures.DISTURBED + time.strip(), column.width + 1, column.align), role))
+            continue
         spans.append((" ", ""))
         spans += _cell(column, branch, found, scale)
     return tuple(spans)
+
+
+def is_disturbed(found: Figures) -> bool:
+    """Other processes worked while it was timed: its times say less than its speed-up."""
+    return found.latency is not None and found.latency.conditions.disturbed
 
 
 def _cell(column: Column, branch: Branch, found: Figures, scale: charts.LogScale) -> list[Span]:
@@ -277,9 +287,9 @@ def _scale(all_figures: list[Figures], layout: Layout) -> charts.LogScale:
     return charts.LogScale(min(ends, default=1.0), max(ends, default=1.0), width)
 
 
-def _details(snapshot: Snapshot, view: View) -> str:
+def _details(snapshot: Snapshot, view: View, disturbed: bool) -> str:
     """What the figures hold for, beside the title."""
-    parts = []
+    parts = [f"{figures.DISTURBED} timed on a busy machine"] if disturbed else []
     if view.batch_size is not None:
         parts.append(f"batch {view.batch_size}")
     if view.sort != "tree":

@@ -1,7 +1,9 @@
 """All variants under all conditions, and the one under the cursor beside another: A (marked with space) against B.
 
 Above: every runtime and batch size measured, one line each. Below: the two variants side by side with what changed
-from A to B. Figures measured under different conditions are not put into a ratio; the reason is written instead.
+from A to B. A ratio of speeds is one that was measured in turn, or the product of such along the tree; a quotient of
+two jobs is marked "≈" and muted. Figures measured under different conditions are not put into a ratio; the reason is
+written instead.
 """
 
 from collections.abc import Mapping
@@ -16,15 +18,18 @@ from textual.screen import Screen
 from textual.widgets import Static
 
 from engine.protocol import Accuracy, GetResults, Latency, LoadTest, Snapshot, Text, Variant
+from engine.protocol.paired import Gain, gain_between, product, steps_between, why_undecided
 
 from .. import figures, moves
-from ..comparison import accuracies, baseline_of, latencies, tree, variant_named, verdict_at
+from ..actions import Action
+from ..comparison import accuracies, baseline_of, by_id, latencies, tree, variant_named, verdict_at
 from ..lines import Line
 from ..loads import decisive, newest_tests
 from ..panes.variants import RUNTIMES, VERDICTS
 from ..table import LineTable, Row
 from ..text import clean, fit
 from ..view import View
+from .help import HelpScreen
 
 if TYPE_CHECKING:
     from ..app import TrimtabApp
@@ -35,6 +40,20 @@ WIDE = 130
 NARROW = 98
 """Below this width the interval makes room for the verdict."""
 
+ACTIONS = (
+    Action("mark", "space", "mark A", "Make the variant under the cursor A; the cursor then chooses B.", "Comparison"),
+    Action("dismiss", "escape,q,c", "back", "Leave the comparison.", "Comparison"),
+)
+"""For the help."""
+
+KEYS = "space marks A   ↑ ↓ chooses B   ? help   esc back"
+
+BUSY = f"   {figures.DISTURBED} timed on a busy machine"
+"""Beside the keys where a time has the mark."""
+
+INDIRECT = "≈ not measured in turn: from the ratios to the baseline in two jobs"
+"""What the mark means, below the figures that have it."""
+
 
 class CompareScreen(Screen[None]):
     """See the top of this file."""
@@ -42,6 +61,7 @@ class CompareScreen(Screen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,c", "dismiss", show=False),
         Binding("space", "mark", show=False),
+        Binding("question_mark", "help", show=False),
     ]
 
     def __init__(self, against: str | None = None, chosen: str | None = None) -> None:
@@ -55,7 +75,7 @@ class CompareScreen(Screen[None]):
         yield Static(Content.assemble((" Comparison ", "bold"), ("all runtimes and batch sizes", "$muted")), id="title")
         yield LineTable(id="comparison")
         yield Static(id="pair")
-        yield Static("space marks A   ↑ ↓ chooses B   esc back", id="compare-keys")
+        yield Static(KEYS, id="compare-keys")
 
     def on_mount(self) -> None:
         self.query_one(LineTable).focus()
@@ -68,6 +88,9 @@ class CompareScreen(Screen[None]):
             self._against = baseline.id if baseline else None
         table = self.query_one(LineTable)
         table.set_rows(rows(snapshot, self._against, self.size.width), [headings(self.size.width)])
+        timed = [one for variant in snapshot.variants for one in latencies(snapshot, variant.id)]
+        busy = any(one.conditions.disturbed for one in timed)
+        self.query_one("#compare-keys", Static).update(KEYS + (BUSY if busy else ""))
         if self._begin is not None:
             table.select(f"{self._begin} 0")
             self._begin = None
@@ -86,6 +109,10 @@ class CompareScreen(Screen[None]):
         if isinstance(reply, Text) and (found := moves.read(reply.text)) != self._warnings:
             self._warnings = found
             app.paint()
+
+    def action_help(self) -> None:
+        app = cast("TrimtabApp", self.app)
+        app.push_screen(HelpScreen(app.main.situation(), ACTIONS))
 
     def action_mark(self) -> None:
         key = self.query_one(LineTable).key
@@ -155,7 +182,7 @@ def _row(
         (fit(name, name_width(width) - 1) + " ", "strong" if first else "faint"),
         (fit(clean(runtime, 40) if one else "not measured", 14), "muted"),
         (f"{one.batch_size if one else figures.UNKNOWN:>5}", ""),
-        (f"{figures.milliseconds(one.p50_ms if one else None):>8}", ""),
+        (f"{_p50(one):>8}", ""),
     ]
     if width >= WIDE:
         spans.append((f"{figures.milliseconds(one.p99_ms if one else None):>8}", "muted"))
@@ -188,13 +215,23 @@ def side_by_side(snapshot: Snapshot, one: Variant, other: Variant, warnings: Map
     lines.append(
         _line("MACs", figures.count(one.macs), figures.count(other.macs), _times(one.macs, other.macs, "fewer", "more"))
     )
+    indirect = False
     theirs, mine = latencies(snapshot, one.id), latencies(snapshot, other.id)
     for batch in sorted({timed.batch_size for timed in (*theirs, *mine)}):
         left, right = (
             min((timed for timed in both if timed.batch_size == batch), key=lambda timed: timed.p50_ms, default=None)
             for both in (theirs, mine)
         )
-        lines.append(_line(f"p50 batch {batch}", _timed(left), _timed(right), _faster(left, right)))
+        change, style, why = _faster(snapshot, left, right)
+        lines.append(_line(f"p50 batch {batch}", _timed(left), _timed(right), change, change_style=style))
+        if why:
+            lines.append(_remark("", why))
+        gains = _gains(snapshot, left, right)
+        if gains:
+            lines.append(_remark("  gains", gains))
+        indirect = indirect or "≈" in change + gains
+    if indirect:
+        lines.append(_remark("", INDIRECT))
     lines += _under_load(snapshot, one, other)
     a, b = (next(iter(accuracies(snapshot, id)), None) for id in (one.id, other.id))
     change = ""
@@ -247,36 +284,76 @@ def _rates(left: LoadTest, right: LoadTest) -> str:
     return ", ".join(words)
 
 
-def _line(label: str, left: str, right: str, change: str, style: str = "") -> Content:
+def _line(label: str, left: str, right: str, change: str, style: str = "", change_style: str = "bold") -> Content:
     return Content.assemble(
-        (f" {fit(label, 14)}", "$muted"),
-        (f"{fit(left, 22)} {fit(right, 22)} ", style),
-        (change, "bold" if style == "" else style),
+        (f" {fit(label, 14)}", "$muted"), (f"{fit(left, 22)} {fit(right, 22)} ", style), (change, style or change_style)
     )
+
+
+def _remark(label: str, text: str) -> Content:
+    return Content.assemble((f" {fit(label, 14)}", "$muted"), (text, "$muted"))
 
 
 def _verdict(snapshot: Snapshot, one: Accuracy | None) -> str:
     return VERDICTS[verdict_at(one, snapshot.options.accuracy_limit)][0] if one else figures.UNKNOWN
 
 
+def _p50(one: Latency | None) -> str:
+    """Marked where other processes worked meanwhile."""
+    if one is None:
+        return figures.UNKNOWN
+    return (figures.DISTURBED if one.conditions.disturbed else "") + figures.milliseconds(one.p50_ms)
+
+
 def _timed(one: Latency | None) -> str:
     if one is None:
         return "not measured"
-    return clean(f"{figures.milliseconds(one.p50_ms)} ms  {RUNTIMES.get(one.conditions.runtime, '?')}", 40)
+    return clean(f"{_p50(one)} ms  {RUNTIMES.get(one.conditions.runtime, '?')}", 40)
 
 
-def _faster(left: Latency | None, right: Latency | None) -> str:
-    """From A to B through their common baseline, which cancels how busy the machine was at either time."""
+def _faster(snapshot: Snapshot, left: Latency | None, right: Latency | None) -> tuple[str, str, str]:
+    """From A to B in words, their style, and why it is undecided where one would not see it."""
+    if left is None or right is None or left is right:
+        return "", "", ""
+    if left.conditions.device != right.conditions.device or left.conditions.processor != right.conditions.processor:
+        return "measured on different devices: no ratio", "$muted", ""
+    gain = gain_between(left, right, by_id(snapshot), lambda id: latencies(snapshot, id))
+    if gain is None:
+        return "not measured against each other", "$muted", ""
+    words = in_words(gain)
+    if gain.how == "indirect":
+        return f"≈ {words}", "$muted", ""
+    if gain.how == "product":
+        words += " (product)"
+    why = why_undecided(gain, gain.noise_floor) if gain.how == "pair" else None
+    return words, "$warning" if gain.verdict == "UNDECIDED" else "bold", why or ""
+
+
+def in_words(gain: Gain) -> str:
+    """ "1.80× faster"; never faster or slower where that is not sure."""
+    if gain.verdict == "SAME":
+        return f"as fast ({figures.ratio(gain.ratio)})"
+    if gain.verdict == "UNDECIDED":
+        return f"? {figures.ratio(gain.ratio)} undecided"
+    if gain.verdict == "FASTER":
+        return f"{figures.ratio(gain.ratio)} faster"
+    return f"{figures.ratio(1 / gain.ratio)} slower"
+
+
+def _gains(snapshot: Snapshot, left: Latency | None, right: Latency | None) -> str:
+    """What each of two or more steps from A to B gained, and their product; "" where there is no such way."""
     if left is None or right is None:
         return ""
-    if left.conditions.device != right.conditions.device or left.conditions.processor != right.conditions.processor:
-        return "measured on different devices: no ratio"
-    first = left.speedup.ratio if left.speedup else 1.0
-    second = right.speedup.ratio if right.speedup else 1.0
-    ratio = second / first if first else 1.0
-    if abs(ratio - 1) < 0.005:
-        return "as fast"
-    return f"{figures.ratio(ratio)} faster" if ratio >= 1 else f"{figures.ratio(1 / ratio)} slower"
+    steps = steps_between(left, right, by_id(snapshot), lambda id: latencies(snapshot, id))
+    gains = [step.gain for step in steps if step.gain is not None]
+    if len(steps) < 2 or len(gains) < len(steps):
+        return ""
+    parts = [
+        f"{clean(step.variant.name, 20)} {'≈' if gain.how == 'indirect' else ''}{figures.ratio(gain.ratio)}"
+        for step, gain in zip(steps, gains)
+    ]
+    whole = product(gains)
+    return f"{' · '.join(parts)} {'≈' if whole.how == 'indirect' else '='} {figures.ratio(whole.ratio)}"
 
 
 def _times(left: float | None, right: float | None, less: str, more: str) -> str:

@@ -23,6 +23,7 @@ from engine.protocol import (
     Text,
     Variant,
 )
+from engine.protocol.paired import why_undecided
 
 from .. import expectations, figures, moves
 from ..comparison import accuracies, latencies, lineage, variant_named, verdict_at
@@ -196,6 +197,11 @@ def _plain(value: object) -> str:
     return figures.UNKNOWN if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def _number(value: float) -> str:
+    """A technique's figure; millions of multiply-adds or weights as everywhere else: 1.60M."""
+    return figures.count(value) if value == int(value) and abs(value) >= 1e6 else figures.number(value)
+
+
 def _changed(variant: Variant, width: int) -> Content:
     """What the technique really did, and what it left with the reason."""
     changed = variant.changed
@@ -203,7 +209,7 @@ def _changed(variant: Variant, width: int) -> Content:
     lines = [content(f"  {changed.summary}")]
     for name, value in changed.figures.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        shown = figures.number(value) if is_number else _plain(value)  # type: ignore[arg-type]
+        shown = _number(value) if is_number else _plain(value)  # type: ignore[arg-type]
         if name == "sensitivity":
             shown = "scanned: h on the variant it was made from shows the heat map"
         label, words = (
@@ -251,6 +257,9 @@ def _latencies(snapshot: Snapshot, variant: Variant, width: int) -> Content:
         parent = one.speedup_over_parent.ratio if one.speedup_over_parent else None
         tail = f"{figures.ratio(parent):>9}{one.samples:>7}{figures.percent(one.noise_floor):>8}" if roomy else ""
         lines.append(Content.assemble(text, (f"{verdict:<10}", style), tail))
+        for ratio, against in ((speed, ""), (one.speedup_over_parent, "× parent: ")):
+            if ratio is not None and (why := why_undecided(ratio, one.noise_floor)):
+                lines += _muted(against + why, width, 4)
     for text in _conditions(rows):
         lines += _muted(text, width, 2)
     return Content("\n").join(lines)

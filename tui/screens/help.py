@@ -23,6 +23,7 @@ MORE = (
 
 SYMBOLS = (
     ("● ★", "the baseline; the fastest variant within the accuracy limit"),
+    ("~", "timed while other processes worked: compare speed-ups, which are measured in turn, not times"),
     ("✓ ✗ ?", "passes, breaks, or cannot yet be judged against the accuracy limit"),
     ("│━┿─", "1×, the speed-up, the measured ratio, its 95 % confidence interval (one log scale for all)"),
     ("⠋ ◌ ⊘", "runs; waits; cancelled or refused"),

@@ -12,17 +12,25 @@ from textual.widgets import Static
 
 from engine.protocol import Job, ReadLog, Snapshot, Text
 
+from ..actions import Action
 from ..curves import is_training
 from ..lines import LineView
 from ..panes.jobs import job_line
 from ..panes.log import LogPane
 from ..panes.training import TrainingPane
 from ..view import View
+from .help import HelpScreen
 
 if TYPE_CHECKING:
     from ..app import TrimtabApp
 
-KEYS = "esc back   ↑ ↓ scroll   drag selects, ctrl+c copies"
+ACTIONS = (
+    Action("divide", "v", "divide", "Curves and log, the curves alone, the log alone (where there are curves).", "Job"),
+    Action("dismiss", "escape,q,L,enter", "back", "Leave the job; it goes on.", "Job"),
+)
+"""For the help."""
+
+KEYS = "? help   esc back   ↑ ↓ scroll   drag selects, ctrl+c copies"
 
 DIVISIONS = ("", "-charts-only", "-log-only")
 """What `v` goes through: both, the curves alone, the log alone."""
@@ -38,6 +46,7 @@ class JobScreen(Screen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,L,enter", "dismiss", show=False),
         Binding("v", "divide", show=False),
+        Binding("question_mark", "help", show=False),
     ]
 
     def __init__(self, job: Job) -> None:
@@ -82,6 +91,10 @@ class JobScreen(Screen[None]):
         if not self._reading and (known != self._read_when or view.now - self._read_at >= UNHEARD_SECONDS):
             self._reading, self._read_when, self._read_at = True, known, view.now
             self.run_worker(self._read(), group="log")
+
+    def action_help(self) -> None:
+        app = cast("TrimtabApp", self.app)
+        app.push_screen(HelpScreen(app.main.situation(), ACTIONS))
 
     def action_divide(self) -> None:
         """Both, the curves alone, or the log alone."""

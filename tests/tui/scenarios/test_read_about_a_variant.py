@@ -6,7 +6,7 @@ import msgspec
 import scenes
 from driver import dashboard
 
-from engine.protocol import DeleteVariant, GetResults, MeasurementAdded, MeasureVariant, SetOptions, Text
+from engine.protocol import Changed, DeleteVariant, GetResults, MeasurementAdded, MeasureVariant, SetOptions, Text
 
 
 async def test_enter_shows_lineage_changes_and_figures() -> None:
@@ -16,6 +16,15 @@ async def test_enter_shows_lineage_changes_and_figures() -> None:
         await seen.sees("node_softmax", "quantized weight share", "FASTER", "2.38", "✓ PASS", "61 answers became wrong")
         await seen.press("escape")
         await seen.sees("1 Variants")
+
+
+async def test_millions_in_a_techniques_figures_read_as_elsewhere() -> None:
+    variants = [*scenes.VARIANTS]
+    figures = {"macs": 1_597_000.0, "steps": 128, "macs_before": 36_000_000}
+    variants[2] = msgspec.structs.replace(variants[2], changed=Changed(summary="s", touched=("x",), figures=figures))
+    async with dashboard(msgspec.structs.replace(scenes.work(), variants=tuple(variants)), size=(120, 60)) as seen:
+        await seen.press("down", "down", "enter")
+        await seen.sees("1.60M", "36.0M", "128")
 
 
 async def test_the_details_end_with_recipe() -> None:
