@@ -22,7 +22,7 @@ from .fingerprint import fingerprint
 from .preparation import prepare, with_shapes
 from .sensitivity import Answers, Judge
 from .timing import WORTH, time_in_turns
-from .touches import Touched, touch_up, touched
+from .touches import RIVAL, Touched, touch_up, touched
 from .verification import first_line, run_graph
 
 AttentionKind = Literal["kept", "fused", "integer"]
@@ -142,8 +142,10 @@ def fastest(
             attempt.ratio = ratio
         near.sort(key=lambda attempt: -attempt.ratio * (WORTH if attempt.per_channel == per_channel else 1.0))
     watch(0.9, "the fastest with rewrites that serve speed alone")
-    better = _touched_up(near[0], judge, feeds, threads, tell)
-    return [*([better] if better is not None else []), *near]
+    rivals = [one for one in near[1:] if one.attention != near[0].attention and one.ratio >= RIVAL * near[0].ratio]
+    touched_up = [_touched_up(one, judge, feeds, threads, tell) for one in (near[0], *rivals[:1])]
+    better = [one for one in touched_up if one is not None and one.ratio >= near[0].ratio]
+    return [*sorted(better, key=lambda attempt: -attempt.ratio), *near]
 
 
 def _touched_up(

@@ -28,7 +28,7 @@ from .preparation import name_nodes, prepare, with_shapes
 from .sessions import rewritten
 from .sharing import share_weights
 from .timing import Batch
-from .touches import Touched, touchable
+from .touches import RIVAL, Touched, touchable
 from .verification import compare_outputs, cpu_session, first_line, run_graph
 
 FUSED = (
@@ -158,6 +158,16 @@ def why_wrong(
         return f"cannot run: {first_line(error)}"
     apart = found.beyond(TOLERANCE)
     return f"answers {apart}" if apart else None
+
+
+def rivals(best: Candidate, timed: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates nearly as fast in which attention is one node where it is not in the best, or the other way round."""
+
+    def fuses(one: Candidate) -> bool:
+        return any("Attention" in kind for kind in one.fused)
+
+    near = [one for one in timed if fuses(one) != fuses(best) and (one.ratio or 0.0) >= RIVAL * (best.ratio or 0.0)]
+    return sorted(near, key=lambda candidate: -(candidate.ratio or 0.0))
 
 
 def confirmed(

@@ -54,7 +54,7 @@ class OptimizeGraph(Parameters, frozen=True, tag="optimize-graph"):
 def optimize_graph(source: LoadedVariant, parameters: OptimizeGraph, job: JobContext) -> list[VariantFiles]:
     """Fuse attention, layer norm, GELU and more with every optimiser at hand; keep the fastest that is right."""
     from ..context import VariantFiles
-    from ..graphs.graph_optimization import Candidate, answered, candidates, confirmed, verify, why_wrong
+    from ..graphs.graph_optimization import Candidate, answered, candidates, confirmed, rivals, verify, why_wrong
     from ..graphs.onnx_graph import is_portable, save_graph
     from ..graphs.timing import time_in_turns
     from ..graphs.touches import touch_up, touched
@@ -86,13 +86,15 @@ def optimize_graph(source: LoadedVariant, parameters: OptimizeGraph, job: JobCon
     told = "; ".join(candidate.sentence() for candidate in tried)
     job.log(told)
     best = max(good, key=lambda candidate: candidate.ratio or 0.0, default=None)
-    if best is not None and best.model is not None and not parameters.optimiser:
-        job.progress(9, 10, f"{best.name} with rewrites that serve speed alone")
+    if best is not None and not parameters.optimiser:
 
         def right(model: onnx.ModelProto) -> bool:
             return why_wrong(model, reference, batches, varying) is None
 
-        best.touch(touch_up(best.model, feeds, job.spec.threads, 1.5, right, job.log))
+        for one in (best, *rivals(best, good)[:1]):
+            assert one.model is not None
+            job.progress(9, 10, f"{one.name} with rewrites that serve speed alone")
+            one.touch(touch_up(one.model, feeds, job.spec.threads, 1.5, right, job.log))
 
     def timed_again(model: onnx.ModelProto) -> float:
         job.progress(9.5, 10, "timing the fastest once more")

@@ -19,7 +19,15 @@ from technique_jobs import (
 )
 
 from engine.graphs.attention_fusion import fuse_attention
-from engine.graphs.graph_optimization import Candidate, architectures, candidates, confirmed, heads_and_width, verify
+from engine.graphs.graph_optimization import (
+    Candidate,
+    architectures,
+    candidates,
+    confirmed,
+    heads_and_width,
+    rivals,
+    verify,
+)
 from engine.graphs.onnx_graph import load_graph
 from engine.graphs.preparation import with_shapes
 from engine.graphs.timing import time_in_turns
@@ -395,3 +403,12 @@ def test_residuals_are_taken_apart_in_the_fastest_graph_where_that_is_faster(tmp
     assert cosine(source, run.variants[0]) > 0.99999
     again = apply(source, "optimize-graph", tmp_path, **made.parameters)
     assert again.path.read_bytes() == run.variants[0].path.read_bytes()
+
+
+def test_another_way_of_attention_that_is_nearly_as_fast_is_a_rival():
+    fast, slow, fused = Candidate("a", ratio=1.2), Candidate("b", ratio=1.1), {"MultiHeadAttention": 2}
+    near, best_near, far = (
+        Candidate(name, ratio=ratio, fused=dict(fused)) for name, ratio in zip("cde", (1.0, 1.1, 0.9))
+    )
+    assert rivals(fast, [fast, slow, near, best_near, far]) == [best_near, near]
+    assert rivals(best_near, [fast, slow, near, best_near, far]) == [fast, slow]

@@ -1,5 +1,7 @@
 """Dynamic INT8: matrix products, LSTM and embeddings as bytes, never convolutions."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -19,6 +21,7 @@ from technique_jobs import (
     run_technique,
 )
 
+from engine.graphs.touches import Touched
 from engine.protocol import Hardware, LayerInfo, ModelInfo, ModelSource, Processor
 from engine.techniques import Refusal, find_technique, why_unavailable
 
@@ -248,6 +251,23 @@ def test_residuals_are_kept_apart_from_the_normalisation_only_where_that_is_fast
     assert cosine(source, run.variants[0]) > 0.99
     again = apply(source, "quantize-dynamic", tmp_path, **run.files[0].parameters)
     assert again.path.read_bytes() == run.variants[0].path.read_bytes()
+
+
+def test_a_fused_attention_that_is_slower_at_first_wins_where_rewrites_help_it_more(tmp_path, monkeypatch):
+    def kinds(model) -> set[str]:
+        return set() if isinstance(model, Path) else {node.op_type for node in model.graph.node}
+
+    def pretended(models, feeds, threads, watch=None, seconds=0.0):
+        return [1.0] + [0.9 if kinds(model) & {"MultiHeadAttention", "QAttention"} else 1.0 for model in models[1:]]
+
+    def helped(model, *_) -> Touched:
+        return Touched(model, {"masks": 1}, 1.5) if "MultiHeadAttention" in kinds(model) else Touched(model, {})
+
+    monkeypatch.setattr("engine.graphs.dynamic_search.time_in_turns", pretended)
+    monkeypatch.setattr("engine.graphs.dynamic_search.touch_up", helped)
+    source = exported(tmp_path, PACKED, SEQUENCE)
+    made = run_technique(source, "quantize-dynamic", tmp_path).files[0]
+    assert (made.parameters["attention"], made.parameters["masks"]) == ("fused", "raised")
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
