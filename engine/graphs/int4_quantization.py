@@ -69,7 +69,10 @@ class Moments:
 
     def add(self, value: np.ndarray) -> None:
         rows = value.reshape(-1, len(self.total)).astype(np.float32)
-        self.total += rows.T @ rows
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # numbers that are not finite are looked for where it is used
+            self.total += rows.T @ rows
         self.vectors += len(rows)
 
 

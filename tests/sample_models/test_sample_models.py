@@ -103,6 +103,7 @@ class Functions:
 
     def __init__(self, file):
         self.train_data, self.function = file.train_data, lambda name: getattr(file, name, None)
+        self.path = Path(file.__file__)
 
 
 def test_what_judges_the_training_is_no_part_of_it(model_file, fashion_mnist):
