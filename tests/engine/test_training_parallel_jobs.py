@@ -24,7 +24,6 @@ name = "student"
 epochs = {epochs}
 learning_rate = 0.002
 precision = "float32"
-round_to = 2
 """
 
 
