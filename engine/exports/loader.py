@@ -1,6 +1,6 @@
 """The `load.py` beside an exported PyTorch module: what its pickle needs, without Trimtab.
 
-The pickle finds the user's classes under the private name that `models/importing.py` gave their file, so the file is
+The pickle finds the user's classes under the private name that `models/importing.py` gives their file, so the file is
 imported under that name first. The loader is a model file itself: `trimtab open <variant>/load.py` opens the module
 with the data, loss and accuracy of the file it was made from.
 """
@@ -8,6 +8,7 @@ with the data, loss and accuracy of the file it was made from.
 from pathlib import Path
 
 from ..protocol import ModelSource
+from ..protocol.records import model_module
 from ..safety import file_slug
 
 LOADER = "load.py"
@@ -92,5 +93,5 @@ def loader(source: ModelSource, model: str | None, pickle: str) -> str:
         pickle=pickle,
         shown=file_slug(path.stem) + path.suffix,
         model_file=model_file,
-        module_name=f"_trimtab_model_{source.sha256[:16]}",
+        module_name=model_module(source.sha256),
     )

@@ -30,7 +30,7 @@ from .comparison import Comparison, Difference
 from .onnx_graph import Graph
 from .sessions import open_session
 from .static_recipe import Quantizer, Result
-from .timing import time_in_turns
+from .timing import WORTH, time_in_turns
 from .verification import outputs_of, varying_outputs
 
 LEAST_COSINE = 0.99
@@ -53,9 +53,6 @@ LEAST_NODE_SECONDS = 5e-5
 
 AS_EXACT_DB = 0.5
 """What it may lose in exactness: less is rounded, but errors no longer cancel as they did."""
-
-FASTER = 1.02
-"""The graph with those nodes in float is kept only when it is faster than this, measured in turns."""
 
 FIRST_LOOK = 0.6
 """Share of that time for the first look at all blocks; the rest is for splitting the noisiest."""
@@ -257,7 +254,7 @@ def _without_slower(
     if seen.difference.sqnr_db < answers.difference.sqnr_db - AS_EXACT_DB:
         return plain, answers, ()
     ratio = time_in_turns([plain.model, other.model], [times.feed], quantizer.settings.threads, seconds=1.0)[1]
-    if ratio < FASTER:
+    if ratio < WORTH:
         return plain, answers, ()
     quantizer.leave(names, "left in float: it is slower in integers on this processor")
     return quantizer.quantize(), seen, names

@@ -17,19 +17,16 @@ from typing import Any
 import torch
 
 from ..context import JobCancelled
+from ..protocol.records import model_module
 from .model import ModelError
 
 PASSED_ON = (ModelError, JobCancelled, MemoryError, torch.OutOfMemoryError)
 """Never turned into another sentence: they have one, or the worker says it better."""
 
 
-PRIVATE_NAME = "_trimtab_model_"
-"""What the name of an imported model file begins with."""
-
-
 def module_name(path: Path) -> str:
     """The private module name of this file's present contents."""
-    return f"{PRIVATE_NAME}{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    return model_module(hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def put_folder_first(path: Path) -> None:

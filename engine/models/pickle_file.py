@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from ..protocol import ModelSource, TensorSpec
+from ..protocol.records import MODEL_MODULE
 from .datasets import Batch, NpzData, read_npz, rebatched, rows_of, split
-from .importing import PRIVATE_NAME, in_one_line, put_folder_first
+from .importing import in_one_line, put_folder_first
 from .model import Arrays, ModelError, file_sha256
 from .scoring import top_1
 from .tensors import InputStructure
@@ -134,7 +135,7 @@ def _read(path: Path) -> Any:
             return torch.jit.load(path, map_location="cpu")
         return torch.load(path, map_location="cpu", weights_only=False)
     except ModuleNotFoundError as error:
-        if str(error.name).startswith(PRIVATE_NAME):
+        if str(error.name).startswith(MODEL_MODULE):
             raise ModelError(
                 f"{path.name} was exported from a Python model file: open the load.py beside it instead."
             ) from error

@@ -21,6 +21,15 @@ class TensorSpec(Record):
     shape: tuple[int | str | None, ...]
 
 
+MODEL_MODULE = "_trimtab_model_"
+"""What the name of an imported model file begins with."""
+
+
+def model_module(sha256: str) -> str:
+    """The private name under which a Python model file with these contents is imported, and found by pickles."""
+    return f"{MODEL_MODULE}{sha256[:16]}"
+
+
 class ModelSource(Record):
     """Where the user's model is and what they said about it when opening it."""
 

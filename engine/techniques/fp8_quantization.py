@@ -15,7 +15,8 @@ from ..protocol import Hardware, ModelInfo, Variant
 from ..targets import Target
 from . import Changed, Needs, Parameters, Refusal, technique
 from .quantized_graphs import (
-    calibration_batches,
+    calibration_or_made_up,
+    compare_with_source,
     left_of,
     nothing_quantized,
     refuse_quantized,
@@ -112,7 +113,9 @@ def quantize_fp8(source: LoadedVariant, parameters: QuantizeFp8, job: JobContext
     target = _target(job, source)
     job.progress(0, 10, "preparing the graph")
     plan = _planned(source, parameters)
-    batches, synthetic = _calibration(job, parameters)
+    size = job.model.fixed_batch or min(16, parameters.samples)
+    needs = "FP8 needs data to calibrate on, at least one whole batch"
+    batches, synthetic = calibration_or_made_up(job, needs, size, parameters.samples, 128, parameters.synthetic)
 
     def watch(share: float) -> None:
         job.progress(1 + 6 * share, 10, "looking at what activations hold")
@@ -134,7 +137,8 @@ def quantize_fp8(source: LoadedVariant, parameters: QuantizeFp8, job: JobContext
         "float8": "E4M3FN",
         "calibration_samples": sum(len(next(iter(batch.values()))) for batch in batches),
         "synthetic_calibration": synthetic,
-        **_compare(job, source, result),
+        # its optimiser, made for integers, drops a ReLU between FP32 and FP8 (1.32): the pairs are run one by one
+        **compare_with_source(job, source.path, result, job.spec.threads or 0, optimize=False),
     }
     summary = (
         f"{len(plan.anchors)} nodes in FP8 (E4M3) for {target.name}, {written.share:.0%} of the weights, rest FP16; "
@@ -196,35 +200,3 @@ def _planned(source: LoadedVariant, parameters: QuantizeFp8) -> Any:
     if not any(one.weight for one in plan.anchors):
         raise Refusal(nothing_quantized(source, plan.left))
     return plan
-
-
-def _calibration(job: JobContext, parameters: QuantizeFp8) -> tuple[list[dict[str, Any]], bool]:
-    """(batches, whether they are made up)."""
-    model = job.model
-    size = model.fixed_batch or min(16, parameters.samples)
-    if model.has_calibration_data:
-        batches = calibration_batches(job, size, max(parameters.samples, size))
-        if batches:  # none: fewer samples than a fixed batch takes
-            return batches, False
-    if not parameters.synthetic:
-        raise Refusal(
-            "FP8 needs data to calibrate on, at least one whole batch: add calibration_data() to the model file "
-            '(or calibration_data = "calib.npz" for an .onnx), or set synthetic = true.'
-        )
-    return [model.example(size, seed=seed) for seed in range(max(1, min(parameters.samples, 128) // size))], True
-
-
-def _compare(job: JobContext, source: LoadedVariant, result: Any) -> dict[str, float | str]:
-    """Distance from the source's answers on a few inputs.
-
-    ONNX Runtime runs the pairs one by one: its optimiser, made for integers, drops a ReLU between FP32 and FP8 (1.32).
-    """
-    from ..graphs.verification import compare_graphs
-
-    batches = [job.model.example(job.model.fixed_batch or 8, seed=seed) for seed in (1, 2)]
-    threads = job.spec.threads or 0
-    try:
-        found = compare_graphs(source.path, result, batches, threads, optimize=False)
-    except ValueError as error:
-        raise Refusal(f"The quantized graph's answers cannot be set beside the source's: {error}.") from None
-    return found.figures

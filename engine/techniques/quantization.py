@@ -19,6 +19,7 @@ from . import Changed, Needs, Parameters, Refusal, technique
 from .pytorch_weights import ABOUT_FORMAT, FORMATS, quantize_pytorch, why_not
 from .quantized_graphs import (
     calibration_batches,
+    calibration_or_made_up,
     compare_with_source,
     left_of,
     nothing_quantized,
@@ -267,7 +268,9 @@ def quantize_static(source: LoadedVariant, parameters: QuantizeStatic, job: JobC
     prepared = prepared_graph(source, for_static=True, half=target.float_type == "float16")
     refuse_quantized(prepared, source)
     refuse_unknown(parameters.exclude, prepared)
-    batches, synthetic = _calibration(job, parameters)
+    size = job.model.fixed_batch or min(32, parameters.samples)
+    needs = "Static quantization needs data to calibrate on"
+    batches, synthetic = calibration_or_made_up(job, needs, size, parameters.samples, 256, parameters.synthetic)
     job.log(f"Calibrating on {'made-up inputs' if synthetic else 'real samples'}; target {target.name}.")
     settings = Settings(
         calibration=parameters.calibration,
@@ -440,19 +443,3 @@ def _static_variant(
         portable=source.record.portable and is_portable(result.model),
         target=target.name,
     )
-
-
-def _calibration(job: JobContext, parameters: QuantizeStatic) -> tuple[list[dict[str, Any]], bool]:
-    """(batches, whether they are made up)."""
-    model = job.model
-    size = model.fixed_batch or min(32, parameters.samples)
-    if model.has_calibration_data:
-        batches = calibration_batches(job, size, max(parameters.samples, size))
-        if batches:
-            return batches, False
-    if not parameters.synthetic:
-        raise Refusal(
-            "Static quantization needs data to calibrate on: add calibration_data() to the model file "
-            '(or calibration_data = "calib.npz" for an .onnx), or set synthetic = true.'
-        )
-    return [model.example(size, seed=seed) for seed in range(max(1, min(parameters.samples, 256) // size))], True

@@ -51,13 +51,35 @@ def calibration_batches(job: JobContext, size: int, limit: int) -> list[Any]:
         raise Refusal(str(error)) from None
 
 
-def compare_with_source(job: JobContext, source: Any, quantized: Any) -> dict[str, float | str]:
-    """Distance of the quantized outputs from the source's, on a few inputs."""
+def calibration_or_made_up(
+    job: JobContext, needs: str, size: int, samples: int, most_made_up: int, synthetic: bool
+) -> tuple[list[Any], bool]:
+    """(batches of `size` to calibrate on, whether they are made up, which `synthetic` allows where there are none).
+
+    `needs` says in the refusal what needs them. Raises Refusal.
+    """
+    model = job.model
+    if model.has_calibration_data:
+        batches = calibration_batches(job, size, max(samples, size))
+        if batches:  # none: fewer samples than a fixed batch takes
+            return batches, False
+    if not synthetic:
+        raise Refusal(
+            f"{needs}: add calibration_data() to the model file "
+            '(or calibration_data = "calib.npz" for an .onnx), or set synthetic = true.'
+        )
+    return [model.example(size, seed=seed) for seed in range(max(1, min(samples, most_made_up) // size))], True
+
+
+def compare_with_source(
+    job: JobContext, source: Any, quantized: Any, threads: int = 0, optimize: bool = True
+) -> dict[str, float | str]:
+    """Distance of the quantized outputs from the source's, on a few inputs; `optimize`: let ONNX Runtime fuse it."""
     from ..graphs.verification import compare_graphs
 
     batches = [job.model.example(job.model.fixed_batch or 8, seed=seed) for seed in (1, 2)]
     try:
-        found = compare_graphs(source, quantized, batches)
+        found = compare_graphs(source, quantized, batches, threads, optimize)
     except ValueError as error:
         raise Refusal(f"The quantized graph's answers cannot be set beside the source's: {error}.") from None
     return found.figures

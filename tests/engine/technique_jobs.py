@@ -89,6 +89,16 @@ class Net(nn.Module):
         return self.head(self.layer(self.embedding(tokens)).mean(dim=1))
 """
 
+NORM_BEHIND = """
+class Net(nn.Module):
+    def __init__(self, width=32):
+        super().__init__()
+        self.inner, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
+
+    def forward(self, x):
+        return self.norm(x + nn.functional.gelu(self.inner(x), approximate="tanh")).mean(dim=1)
+"""
+
 RECURRENT = """
 class Net(nn.Module):
     def __init__(self):

@@ -8,6 +8,7 @@ import pytest
 from foreign_models import TORCHVISION
 from onnx import helper
 from technique_jobs import (
+    NORM_BEHIND,
     TOKENS,
     TRANSFORMER,
     apply,
@@ -367,17 +368,6 @@ def test_noise_is_refused_and_what_was_seen_is_told(tmp_path, monkeypatch):
     source = apply(open_python(tmp_path, NORM_BEHIND, SEQUENCE), "export-onnx", tmp_path)
     with pytest.raises(Refusal, match=r"No optimiser made .* seemed 1\.68× as fast, and was 0\.97× when"):
         apply(source, "optimize-graph", tmp_path)
-
-
-NORM_BEHIND = """
-class Net(nn.Module):
-    def __init__(self, width=32):
-        super().__init__()
-        self.inner, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
-
-    def forward(self, x):
-        return self.norm(x + nn.functional.gelu(self.inner(x), approximate="tanh")).mean(dim=1)
-"""
 
 
 def has_gelu(model) -> bool:

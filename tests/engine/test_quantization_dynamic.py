@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from technique_jobs import (
     CONVOLUTIONAL,
     IMAGE,
+    NORM_BEHIND,
     RECURRENT,
     ROWS,
     TOKENS,
@@ -222,17 +223,6 @@ def test_the_search_tries_kinds_of_attention_and_of_scales_and_pins_one(tmp_path
     assert figures[chosen + ("a scale per channel" if pinned["per_channel"] else "one scale")] > 0
     again = apply(source, "quantize-dynamic", tmp_path, **pinned)
     assert again.path.read_bytes() == run.variants[0].path.read_bytes()
-
-
-NORM_BEHIND = """
-class Net(nn.Module):
-    def __init__(self, width=32):
-        super().__init__()
-        self.inner, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
-
-    def forward(self, x):
-        return self.norm(x + self.inner(x)).mean(dim=1)
-"""
 
 
 @pytest.mark.parametrize(("speed", "kind"), [(1.5, "separate"), (1.0, "kept")])

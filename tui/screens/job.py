@@ -59,6 +59,10 @@ class JobScreen(Screen[None]):
         self._read_at = 0.0
         self._division = 0
 
+    @property
+    def trimtab(self) -> "TrimtabApp":
+        return cast("TrimtabApp", self.app)
+
     def compose(self) -> ComposeResult:
         yield LineView(id="job")
         yield TrainingPane(id="charts")
@@ -71,7 +75,7 @@ class JobScreen(Screen[None]):
         pane.focus()
 
     def on_resize(self) -> None:
-        self.call_after_refresh(cast("TrimtabApp", self.app).paint)
+        self.call_after_refresh(self.trimtab.paint)
 
     def show(self, snapshot: Snapshot, view: View) -> None:
         if not self.query("#log-keys"):
@@ -82,19 +86,17 @@ class JobScreen(Screen[None]):
         if training != self.has_class("-training"):
             self.set_class(training, "-training")
             self.query_one("#log-keys", Static).update(f"v curves or log   {KEYS}" if training else KEYS)
-            self.call_after_refresh(cast("TrimtabApp", self.app).paint)
+            self.call_after_refresh(self.trimtab.paint)
         if training:
-            cast("TrimtabApp", self.app).want_curves(job)
+            self.trimtab.want_curves(job)
             self.query_one(TrainingPane).show(job, snapshot, view)
-        app = cast("TrimtabApp", self.app)
-        known = (app.connection.log_news.get(job.id, 0), type(job.state), view.link_since)
+        known = (self.trimtab.connection.log_news.get(job.id, 0), type(job.state), view.link_since)
         if not self._reading and (known != self._read_when or view.now - self._read_at >= UNHEARD_SECONDS):
             self._reading, self._read_when, self._read_at = True, known, view.now
             self.run_worker(self._read(), group="log")
 
     def action_help(self) -> None:
-        app = cast("TrimtabApp", self.app)
-        app.push_screen(HelpScreen(app.main.situation(), ACTIONS))
+        self.trimtab.push_screen(HelpScreen(self.trimtab.main.situation(), ACTIONS))
 
     def action_divide(self) -> None:
         """Both, the curves alone, or the log alone."""
@@ -102,14 +104,13 @@ class JobScreen(Screen[None]):
         for number, name in enumerate(DIVISIONS):
             if name:
                 self.set_class(number == self._division, name)
-        self.call_after_refresh(cast("TrimtabApp", self.app).paint)
+        self.call_after_refresh(self.trimtab.paint)
 
     async def _read(self) -> None:
         """All that the engine has beyond what is shown."""
-        app = cast("TrimtabApp", self.app)
         try:
             while True:
-                reply = await app.ask(ReadLog(request=0, job=self._job.id, offset=self._offset), quiet=True)
+                reply = await self.trimtab.ask(ReadLog(request=0, job=self._job.id, offset=self._offset), quiet=True)
                 if not isinstance(reply, Text) or reply.next_offset <= self._offset:
                     return
                 self._offset = reply.next_offset
