@@ -306,6 +306,12 @@ def load_in_words(settings: LoadSettings, knobs: LoadKnobs | None = None) -> str
     return f"{settings.arrivals} {knobs.rate or settings.rate:.5g}/s"
 
 
+def finished_in_words(test: LoadTest) -> str:
+    """The load of a finished test; one whose knobs were turned did not keep what it began with."""
+    text = load_in_words(test.settings)
+    return f"{text}, turned" if test.marks else text
+
+
 def with_knobs(settings: LoadSettings, knobs: LoadKnobs) -> LoadSettings:
     """The settings as the knobs stand now."""
     names = ("rate", "concurrency", "max_batch_size", "max_wait_ms", "instances")

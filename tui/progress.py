@@ -57,7 +57,7 @@ class PlainLines:
 
     def show(self, snapshot: Snapshot, run: RecipeRun) -> None:
         for index, step in enumerate(run.steps):
-            if step.status == "queued" or self._told.get(index) == step.status:
+            if step.status == "queued" or self._told.get(index) == step.status or _waits(step, snapshot):
                 continue
             self._told[index] = step.status
             self._last = time.monotonic()
@@ -141,6 +141,11 @@ def _sentence(index: int, step: Step, run: RecipeRun, snapshot: Snapshot) -> str
     if reason and step.status != "succeeded":
         text += f". {reason}"
     return printable(text)
+
+
+def _waits(step: Step, snapshot: Snapshot) -> bool:
+    """Its turn has come, but its job still waits for a device."""
+    return any(job.id == step.job and isinstance(job.state, Queued) for job in snapshot.jobs)
 
 
 def _job_reason(step: Step, snapshot: Snapshot) -> str | None:

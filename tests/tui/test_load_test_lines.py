@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.protocol import LoadKnobs, LoadSettings, LoadTest, Queued, RunLoadTest
+from engine.protocol import LoadKnobs, LoadMark, LoadSettings, LoadTest, Queued, RunLoadTest
 from tui import cli, load_form, load_testing, progress
 from tui.lines import Line
-from tui.loads import MOST_POINTS, Found, LoadCourse, load_in_words
-from tui.panes import load_figures, load_search
+from tui.loads import MOST_POINTS, Found, LoadCourse, finished_in_words, load_in_words
+from tui.panes import load_figures, load_search, load_status
 from tui.panes.load_charts import Drawn, charts_of, cut, window_of
 from tui.panes.load_knobs import still_asked, turned
 from tui.panes.load_lines import Chart, Columns, Curve, Window, axis, draw, page, round_up, title, whole_window
@@ -258,6 +258,13 @@ def test_loads_in_words() -> None:
     assert load_in_words(LoadSettings(slo_p99_ms=20.0)) == "highest rate with p99 under 20 ms"
 
 
+def test_a_test_whose_knobs_were_turned_is_not_told_by_its_first_rate_alone() -> None:
+    turned = loads.finished(marks=(LoadMark(seconds=3.0, text="rate 800"),))
+    assert finished_in_words(loads.finished()) == "poisson 400/s"
+    assert finished_in_words(turned) == "poisson 400/s, turned"
+    assert "with b poisson 400/s, turned" in text(load_status.title("a", loads.SETTINGS, LoadKnobs(), ("b", turned)))
+
+
 def test_every_setting_can_be_given_on_the_command_line() -> None:
     line = "load-test int8 --rate 5 --preferred-batch-sizes 8,16 --priority-levels 2 --seconds 10"
     assert load_testing.settings_of(cli._parse(line.split())) == LoadSettings(
@@ -288,8 +295,14 @@ def test_progress_says_what_a_load_test_waits_for(capsys: pytest.CaptureFixture[
     queued = msgspec.structs.replace(loads.job(), state=Queued(waiting_for="Latency of int8"))
     snapshot = loads.snapshot(jobs=(queued,))
     run = msgspec.structs.replace(loads.answers()[RunLoadTest].run, id=queued.recipe_run)
+    step = msgspec.structs.replace(run.steps[0], status="running", job=queued.id)
+    run = msgspec.structs.replace(run, steps=(step,))
     lines = progress.PlainLines()
     for _ in range(2):
         lines.show(snapshot, run)
-    assert capsys.readouterr().err.count("waiting for Latency of int8") == 1
+    told = capsys.readouterr().err
+    assert told.count("waiting for Latency of int8") == 1
+    assert "started" not in told
+    lines.show(loads.snapshot(jobs=(loads.job(queued.id),)), run)
+    assert "started" in capsys.readouterr().err
     assert progress.waiting(loads.snapshot(jobs=(queued, loads.job("j9"))), run) == ""

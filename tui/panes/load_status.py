@@ -8,11 +8,11 @@ Pure functions to lines. At the end stands the verdict, in as many lines as it t
 
 from collections.abc import Sequence
 
-from engine.protocol import Cancelled, Failed, Job, LoadKnobs, LoadSettings, Queued, Running, Snapshot
+from engine.protocol import Cancelled, Failed, Job, LoadKnobs, LoadSettings, LoadTest, Queued, Running, Snapshot
 
 from .. import charts, figures
 from ..lines import Line, Span
-from ..loads import Found, LoadCourse, load_in_words
+from ..loads import Found, LoadCourse, finished_in_words, load_in_words
 from ..text import clean, width_of, wrap
 from ..view import STALE_SECONDS, View
 from . import load_figures, load_search
@@ -25,9 +25,7 @@ MOST_LINES = 5
 """A verdict takes no more."""
 
 
-def title(
-    variant: str, settings: LoadSettings | None, knobs: LoadKnobs, other: tuple[str, LoadSettings] | None
-) -> Line:
+def title(variant: str, settings: LoadSettings | None, knobs: LoadKnobs, other: tuple[str, LoadTest] | None) -> Line:
     """What is tested; `other` is the run that lies over it."""
     spans: list[Span] = [(" Load test  ", "heading"), (clean(variant, 40), "strong")]
     if settings is not None:
@@ -35,7 +33,7 @@ def title(
         if settings.url is not None:
             spans.append((f"  at {clean(settings.url, 60)}", "muted"))
     if other is not None:
-        spans += [("   with ", "muted"), (clean(other[0], 40), "accent"), (f" {load_in_words(other[1])}", "muted")]
+        spans += [("   with ", "muted"), (clean(other[0], 40), "accent"), (f" {finished_in_words(other[1])}", "muted")]
     return tuple(spans)
 
 

@@ -27,7 +27,7 @@ from engine.protocol.paired import why_undecided
 
 from .. import expectations, figures, moves
 from ..comparison import accuracies, latencies, lineage, variant_named, verdict_at
-from ..loads import decisive, load_in_words, load_jobs, newest_tests
+from ..loads import decisive, finished_in_words, load_jobs, newest_tests
 from ..panes.variants import VERDICTS
 from ..text import clean, content, content_lines, fit, wrap
 from ..view import View
@@ -290,7 +290,7 @@ def _loads(snapshot: Snapshot, tests: list[LoadTest | LoadSearch], width: int) -
             continue
         summary, settings = shown.summary, shown.settings
         p99 = summary.latency_ms.get("p99")
-        text = f"{load_in_words(settings)}: {figures.per_second(summary.achieved_per_s)}/s, "
+        text = f"{finished_in_words(shown)}: {figures.per_second(summary.achieved_per_s)}/s, "
         text += f"p99 {figures.milliseconds(p99.value if p99 else None)} ms"
         if p99 is not None and p99.at_most is not None:
             text += f" (at most {figures.milliseconds(p99.at_most)})"

@@ -152,7 +152,7 @@ class LoadTestScreen(Screen[None]):
         self.set_class(running and not searching, "-running")
         with self.app.batch_update():
             name = self.variant.name if self.variant is not None else ""
-            other = (self._name_of(snapshot, self._other), self._other.settings) if self._other is not None else None
+            other = (self._name_of(snapshot, self._other), self._other) if self._other is not None else None
             self.query_one("#load-title", LineView).set_lines([load_status.title(name, settings, self.knobs, other)])
             if job is None:
                 lines = load_status.starting(snapshot, self._run, self.size.width)

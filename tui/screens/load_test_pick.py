@@ -15,7 +15,7 @@ from engine.protocol import LoadTest, Snapshot
 from .. import figures
 from ..comparison import variant_named
 from ..lines import Line
-from ..loads import load_in_words
+from ..loads import finished_in_words
 from ..table import LineTable, Row
 from ..text import clean, fit
 
@@ -76,7 +76,7 @@ def line(snapshot: Snapshot, one: LoadTest) -> Line:
     """One test."""
     variant = variant_named(snapshot, one.variant)
     settings, p99 = one.settings, one.summary.latency_ms.get("p99")
-    load = load_in_words(settings) if settings.kind == "run" else f"a search's {one.purpose}"
+    load = finished_in_words(one) if settings.kind == "run" else f"a search's {one.purpose}"
     batching = f"{settings.max_batch_size:>6}{settings.max_wait_ms:>6g}{settings.instances:>7}"
     return (
         ("  " + fit(clean(variant.name if variant else one.variant, 60), NAME) + " ", "strong"),
