@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Protocol
 
-from engine.protocol import Failed, Queued, RecipeRun, Running, Snapshot, Step, Variant
+from engine.protocol import Cancelled, Failed, Queued, RecipeRun, Running, Snapshot, Step, Variant
 
 MARKS = {
     "succeeded": "done",
@@ -150,8 +150,10 @@ def _waits(step: Step, snapshot: Snapshot) -> bool:
 
 def _job_reason(step: Step, snapshot: Snapshot) -> str | None:
     for job in snapshot.jobs:
-        if job.id == step.job and isinstance(job.state, Failed):
-            return job.state.reason
+        if job.id == step.job:
+            if isinstance(job.state, Failed):
+                return job.state.reason
+            return job.goes_on if isinstance(job.state, Cancelled) else None
     return None
 
 

@@ -60,18 +60,14 @@ class Death(Struct, frozen=True):
     cause: Cause
 
 
-def explain_death(ended: Exit, witness: MemoryWitness, last_line: str, checkpoint: float | None = None) -> Death:
+def explain_death(ended: Exit, witness: MemoryWitness, last_line: str, goes_on: str = "") -> Death:
     """One sentence on how a worker ended that sent no result, with the last line of its log if there is one.
 
-    `checkpoint`: the step of the last checkpoint of its training, which is where the same work goes on.
+    `goes_on`: where the same work would go on, as a sentence.
     """
     death = _death(ended, witness)
-    reason = death.reason
-    if checkpoint is not None:
-        reason += f" The same step run again goes on from the checkpoint at step {checkpoint:.0f}."
-    if last_line:
-        reason += f" Last line of its log: {clean_text(last_line, 200)}"
-    return Death(reason, death.cause)
+    said = f"Last line of its log: {clean_text(last_line, 200)}" if last_line else ""
+    return Death(" ".join(part for part in (death.reason, goes_on, said) if part), death.cause)
 
 
 def _death(ended: Exit, witness: MemoryWitness) -> Death:

@@ -251,7 +251,7 @@ class Jobs:
         if isinstance(last, Garbled):
             reason = f"The worker sent a message that cannot be understood: {last}."
             return Failed(started=started, finished=time.time(), reason=reason)
-        death = explain_death(ended, witness, last_line(path), entry.job.metrics.get("checkpoint"))
+        death = explain_death(ended, witness, last_line(path), entry.job.goes_on)
         return Failed(started=started, finished=time.time(), reason=death.reason, cause=death.cause)
 
     async def _adopt(self, entry: "_Entry", finished: Finished, started: float) -> Succeeded:

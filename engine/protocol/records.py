@@ -237,6 +237,12 @@ class Job(Record):
     def is_done(self) -> bool:
         return isinstance(self.state, Succeeded | Failed | Cancelled)
 
+    @property
+    def goes_on(self) -> str:
+        """Where the work goes on if a training that was stopped is run again, as a sentence; else nothing."""
+        step = self.metrics.get("checkpoint")
+        return "" if step is None else f"The same step run again goes on from the checkpoint at step {step:.0f}."
+
 
 StepStatus = Literal["queued", "running", "succeeded", "refused", "failed", "skipped", "cancelled"]
 

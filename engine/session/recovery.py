@@ -177,7 +177,7 @@ def _retire(session: "Session") -> None:
 def stopped(job: Job, now: float) -> Job:
     """An unfinished job as it must be read after its engine is gone: failed, with the reason."""
     if isinstance(job.state, Running):
-        reason = "The engine stopped while this job ran. Run it again."
+        reason = f"The engine stopped while this job ran. {job.goes_on or 'Run it again.'}"
         if job.state.cancelling:
             return msgspec.structs.replace(job, state=Cancelled(started=job.state.started, finished=now))
         state = Failed(started=job.state.started, finished=now, reason=reason, cause="engine-stopped")

@@ -50,6 +50,9 @@ INEXACT = (
 )
 """What to say where `held_out_exact` is False."""
 
+LOOK_SECONDS = 20.0
+"""So long the data are looked through for what made a training fail."""
+
 Batch = tuple[Any, Any]
 """(inputs, labels) as the user gives them, but tensors where they are arrays."""
 
@@ -93,6 +96,14 @@ class TrainingData:
         """Pass `number`, without the held-out batches and the first `skip` others."""
         passed = itertools.islice(self._fresh(number), self._skip + skip, self._skip + self.steps)
         return (_checked(batch) for batch in passed)
+
+    def finite(self) -> bool:
+        """No batch holds NaN or infinity, as far as can be seen in `LOOK_SECONDS`."""
+        end = time.monotonic() + LOOK_SECONDS
+        for batch in itertools.takewhile(lambda _: time.monotonic() < end, self.batches()):
+            if not all(bool(tensor.isfinite().all()) for tensor in tensors_by_path(batch).values()):
+                return False
+        return True
 
     @property
     def held_out_samples(self) -> int:

@@ -211,7 +211,10 @@ def _train(
             now = time.monotonic()
             if team.leads and (now - last_point >= POINT_SECONDS or done == total):
                 last_point = now
-                course.point("loss", recent.mean(f"step {done} of {total}"))
+                mean = recent.mean()
+                if not math.isfinite(mean):
+                    raise _diverged(data, f"step {done} of {total}")
+                course.point("loss", mean)
             course.job.progress(course.step, course.total_steps, f"{stage}: step {done} of {total}{course.going_on}")
             if done % max(1, data.steps // RECOVERED_CHECKS_PER_EPOCH) == 0 or done == total:
                 judge()
@@ -249,13 +252,20 @@ class Recent:
         self._sum += loss.detach().float()
         self._count += 1
 
-    def mean(self, where: str) -> float:
+    def mean(self) -> float:
         value = float(self._sum) / self._count
         self._sum.zero_()
         self._count = 0
-        if not math.isfinite(value):
-            raise ModelError(f"Training diverged: the loss is not a number at {where}. Try a lower learning_rate.")
         return value
+
+
+def _diverged(data: TrainingData, where: str) -> ModelError:
+    """Why the loss stopped being a number: by what the data hold, else by the steps."""
+    if data.finite():
+        return ModelError(f"Training diverged: the loss is not a number at {where}. Try a lower learning_rate.")
+    return ModelError(
+        f"The loss is not a number at {where}, because train_data() gives NaN or infinity. Leave such samples out."
+    )
 
 
 def _steps(

@@ -282,6 +282,19 @@ class Once(list):
         train(model.module(), TrainingData(model), Objective(model), PLAN, Course(job))
 
 
+def test_a_loss_that_is_no_number_is_blamed_on_the_data_only_where_they_hold_such(tmp_path):
+    spoiled = "found = batches(1024, 1)\n    found[7][0][3] = float('nan')\n    return found"
+    model = open_text(tmp_path, CNN_FILE.replace("return batches(1024, 1)", spoiled))
+    job, _ = make_job(model, tmp_path)
+    with pytest.raises(ModelError, match=r"because train_data\(\) gives NaN or infinity. Leave such samples out"):
+        train(model.module(), TrainingData(model), Objective(model), PLAN, Course(job))
+    model = open_text(tmp_path, CNN_FILE)
+    job, _ = make_job(model, tmp_path)
+    wild = Plan(epochs=4, learning_rate=1e30, precision="float32")
+    with pytest.raises(ModelError, match=r"Training diverged: .* Try a lower learning_rate"):
+        train(model.module(), TrainingData(model), Objective(model), wild, Course(job))
+
+
 @pytest.mark.parametrize(
     ("replaced", "by", "sentence"),
     [

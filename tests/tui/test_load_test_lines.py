@@ -6,14 +6,16 @@ from typing import Any
 import load_scenes as loads
 import msgspec
 import pytest
+import scenes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.protocol import LoadKnobs, LoadMark, LoadSettings, LoadTest, Queued, RunLoadTest
+from engine.protocol import Cancelled, LoadKnobs, LoadMark, LoadSettings, LoadTest, Queued, RunLoadTest
 from tui import cli, load_form, load_testing, progress
 from tui.lines import Line
 from tui.loads import MOST_POINTS, Found, LoadCourse, finished_in_words, load_in_words
 from tui.panes import load_figures, load_search, load_status
+from tui.panes.jobs import job_line
 from tui.panes.load_charts import Drawn, charts_of, cut, window_of
 from tui.panes.load_knobs import still_asked, turned
 from tui.panes.load_lines import Chart, Columns, Curve, Window, axis, draw, page, round_up, title, whole_window
@@ -306,3 +308,15 @@ def test_progress_says_what_a_load_test_waits_for(capsys: pytest.CaptureFixture[
     lines.show(loads.snapshot(jobs=(loads.job(queued.id),)), run)
     assert "started" in capsys.readouterr().err
     assert progress.waiting(loads.snapshot(jobs=(queued, loads.job("j9"))), run) == ""
+
+
+def test_a_cancelled_training_says_where_it_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    state = Cancelled(started=scenes.NOW - 60, finished=scenes.NOW)
+    job = msgspec.structs.replace(loads.job(state=state), kind="distill", metrics={"checkpoint": 35.0})
+    said = "The same step run again goes on from the checkpoint at step 35."
+    assert f"cancelled. {said}" in text(job_line(job, 200, scenes.NOW))
+    run = loads.answers()[RunLoadTest].run
+    step = msgspec.structs.replace(run.steps[0], status="cancelled", job=job.id)
+    progress.PlainLines().show(loads.snapshot(jobs=(job,)), msgspec.structs.replace(run, steps=(step,)))
+    assert f"cancelled. {said}" in capsys.readouterr().err
+    assert text(job_line(msgspec.structs.replace(job, metrics={}), 200, scenes.NOW)).endswith("  cancelled")

@@ -83,7 +83,7 @@ def job_line(job: Job, width: int, now: float) -> Line:
         return (("◌ ", "muted"), (fit("waits", TIME, "right"), "muted"), ("  " + title, "muted"), (reason, "faint"))
     symbol, role = {Succeeded: ("✓ ", "good"), Failed: ("✗ ", "bad"), Cancelled: ("⊘ ", "warn")}[type(state)]
     took = state.finished - state.started if state.started is not None else None
-    words, shade = "cancelled", "muted"
+    words, shade = f"cancelled. {job.goes_on}" if job.goes_on else "cancelled", "muted"
     if isinstance(state, Succeeded):
         words = clean(state.summary, 200)
     elif isinstance(state, Failed):
