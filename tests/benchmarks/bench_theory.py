@@ -1,6 +1,6 @@
 """Whether load tests measure what queueing theory says they must, and whether the batcher wastes a model's time.
 
-    python tests/benchmarks/bench_theory.py [--quick] [--parts 1 2 3]
+    python tests/benchmarks/bench_theory.py [--quick] [--parts 1 2 3] [--rounds 20]
 
 1. M/D/1: a model that sleeps 2 ms, and the sample CNN on all cores but one (the generator's), no batching, Poisson
    arrivals at loads of 0.3, 0.6 and 0.8. The mean wait in the
@@ -70,6 +70,7 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", type=int, choices=(1, 2, 3), default=(1, 2, 3))
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES, help="of part 3")
     parser.add_argument("--quick", action="store_true", help="a fifth of the time: shows that it works")
+    parser.add_argument("--rounds", type=int, help="of part 3, in turns with the plain loop; more narrow the intervals")
     asked = parser.parse_args()
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in our workers; PyTorch is imported later
     goals = Goals()
@@ -106,7 +107,7 @@ def main() -> int:
                     goals.undecided(saturation_goal(runtime, "as fast as possible"), f"{runtime} is not installed")
                     continue
                 with under(runtime, graph) as model:
-                    saturation(goals, runtime, model, pictures, seconds / 2, seeds)
+                    saturation(goals, runtime, model, pictures, seconds / 2, asked.rounds or seeds)
     return goals.judged()
 
 
