@@ -234,6 +234,7 @@ def _parser() -> argparse.ArgumentParser:
         loads.add_argument(f"--{flag}", action="store_true", default=None, help=meaning)
     for option, (metavar, meaning) in LOAD_OPTIONS.items():
         loads.add_argument(f"--{option}", metavar=metavar, help=meaning)
+    loads.add_argument("--again", action="store_true", help="of a search: do the tests of an earlier one anew, too")
     steers = add("steer", "turn the knobs of the load test that runs, from another terminal", plain)
     steers.add_argument("--rate", type=float, metavar="R", help="requests a second")
     steers.add_argument("--concurrency", type=int, metavar="N", help="callers")

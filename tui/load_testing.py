@@ -78,6 +78,7 @@ async def load_test(session: Path, options: argparse.Namespace) -> int:
             settings=settings_of(options),
             runtime=options.runtime,
             device=options.device,
+            again=options.again,
         )
         try:
             accepted = await client.request(command)
@@ -138,6 +139,4 @@ def _as_asked(state: Snapshot, job: str | None) -> bool:
         if search.settings.kind == "rate":
             return search.best_rate_per_s is not None
         return search.recommended is not None
-    return all(
-        isinstance(one, LoadTest) and one.summary.valid and one.summary.verdict in (None, "PASS") for one in found
-    )
+    return all(isinstance(one, LoadTest) and one.summary.valid and one.verdict in (None, "PASS") for one in found)

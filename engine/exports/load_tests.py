@@ -92,6 +92,7 @@ def _document(session: Session, search: LoadSearch | None, tests: list[LoadTest]
             "capacity_per_s": search.capacity_per_s,
             "best_rate_per_s": search.best_rate_per_s,
             "bracket_high_per_s": search.bracket_high_per_s,
+            "bracket_verdict": search.bracket_verdict,
             "p99_at_most_ms": search.p99_at_most_ms,
             "seeds_passed": search.confirmed[0] if search.confirmed else None,
             "seeds_tried": search.confirmed[1] if search.confirmed else None,
@@ -139,7 +140,7 @@ def test_document(session: Session, test: LoadTest) -> dict[str, Any]:
         "latency_bounds_ms": {name: _bounds(one) for name, one in summary.latency_ms.items()},
         "requests_for_p99": summary.requests_for_p99,
         "slo_p99_ms": summary.slo_ms,
-        "verdict": summary.verdict,
+        "verdict": test.verdict,
         "queue_ms": summary.queue_ms,
         "forming_ms": summary.forming_ms,
         "compute_ms": summary.compute_ms,
@@ -255,7 +256,7 @@ def _test_in_words(session: Session, test: LoadTest) -> list[str]:
             if p99.at_most is not None
             else f"no claim about p99: it needs {summary.requests_for_p99} requests"
         )
-        lines.append(f"- {bound}" + (f"; limit {summary.slo_ms:g} ms: {summary.verdict}" if summary.slo_ms else ""))
+        lines.append(f"- {bound}" + (f"; limit {summary.slo_ms:g} ms: {test.verdict}" if summary.slo_ms else ""))
     for word, spread in (("queue", summary.queue_ms), ("compute", summary.compute_ms)):
         if spread:
             # A server tells the mean only.

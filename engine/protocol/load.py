@@ -12,6 +12,9 @@ from .records import Conditions, Record
 Arrivals = Literal["poisson", "constant", "bursty", "replay", "closed", "offline"]
 """Open loops with a rate, then `concurrency` callers each waiting for its answer, then as fast as possible."""
 
+Verdict = Literal["PASS", "FAIL", "UNCLEAR"]
+"""On a limit for p99."""
+
 DEFAULT_SECONDS = 10.0
 """Of sending, where nothing else is asked for."""
 
@@ -21,6 +24,9 @@ and what sorting them takes."""
 
 MOST_REQUESTS = 25_000_000
 """Of one test: 4.5 GB."""
+
+MOST_RATE = 10_000_000.0
+"""Requests a second that can be asked for."""
 
 
 def too_many(rate: float, seconds: float) -> str | None:
@@ -43,7 +49,7 @@ class LoadSettings(Record):
     """What a load test is asked to do: the recipe's keys, the command line's options and the dashboard's form."""
 
     rate: (
-        Annotated[float, Meta(gt=0, le=10_000_000, description="requests a second, whatever becomes of them")] | None
+        Annotated[float, Meta(gt=0, le=MOST_RATE, description="requests a second, whatever becomes of them")] | None
     ) = None
     concurrency: (
         Annotated[int, Meta(ge=1, le=100_000, description="callers, each sending when it has its answer")] | None
@@ -236,8 +242,9 @@ class LoadSummary(Record, kw_only=True):
     offered_per_s: float
     """Requests scheduled a second."""
     achieved_per_s: float
-    """Requests completed a second."""
+    """Requests completed a second in the measured part, whenever they were scheduled."""
     rows_per_s: float
+    """As `achieved_per_s`."""
     completed: int
     rejected: int
     failed: int
@@ -261,8 +268,19 @@ class LoadSummary(Record, kw_only=True):
     lag_ms: dict[str, float] = {}
     """The generator's own: "p50", "p99", "max"."""
     slo_ms: float | None = None
-    verdict: Literal["PASS", "FAIL", "UNCLEAR"] | None = None
-    """Whether p99 is below the limit: PASS and FAIL hold with 99 % confidence."""
+    verdict: Verdict | None = None
+    """Whether p99 is below the limit: PASS and FAIL hold with 99 % confidence. Requests that were not completed are
+    late, whatever the limit."""
+
+    @property
+    def not_completed(self) -> int:
+        """Requests that were rejected, failed, unanswered or dropped."""
+        return self.rejected + self.failed + self.unanswered + self.dropped
+
+    @property
+    def unserved(self) -> float:
+        """Their share."""
+        return self.not_completed / max(self.completed + self.not_completed, 1)
 
 
 class LoadTest(Record, tag="load-test"):
@@ -286,6 +304,33 @@ class LoadTest(Record, tag="load-test"):
     """Which search it is part of: tests with the same word belong together."""
     purpose: Literal["run", "capacity", "probe", "confirmation", "point"] = "run"
 
+    @property
+    def verdict(self) -> Verdict | None:
+        """Whether its load keeps p99 under the limit; None without a limit.
+
+        A saturated load fails whatever its requests so far say; a test that does not count says nothing.
+        """
+        if self.settings.slo_p99_ms is None:
+            return None
+        if self.saturated:
+            return "FAIL"
+        return (self.summary.verdict or "UNCLEAR") if self.summary.valid else "UNCLEAR"
+
+    def as_point(self) -> "LoadPoint":
+        """As a search has it in its list."""
+        summary = self.summary
+        p50, p99 = summary.latency_ms.get("p50"), summary.latency_ms.get("p99")
+        return LoadPoint(
+            settings=self.settings,
+            offered_per_s=summary.offered_per_s,
+            achieved_per_s=summary.achieved_per_s,
+            rows_per_s=summary.rows_per_s,
+            p50_ms=p50.value if p50 else None,
+            p99_ms=p99.value if p99 else None,
+            verdict=self.verdict,
+            unserved=summary.unserved,
+        )
+
 
 class LoadPoint(Record):
     """One setting that a sweep tried, or one rate that a search tried."""
@@ -296,7 +341,9 @@ class LoadPoint(Record):
     rows_per_s: float
     p50_ms: float | None
     p99_ms: float | None
-    verdict: Literal["PASS", "FAIL", "UNCLEAR"] | None = None
+    verdict: Verdict | None = None
+    unserved: float = 0.0
+    """Share of the requests that were not completed."""
 
 
 class LoadSearch(Record, tag="load-search"):
@@ -318,6 +365,8 @@ class LoadSearch(Record, tag="load-search"):
     """The highest rate that kept p99 under the limit and was confirmed; None: none did."""
     bracket_high_per_s: float | None = None
     """The lowest rate that did not, or that stayed unclear."""
+    bracket_verdict: Verdict | None = None
+    """Of that rate: FAIL or UNCLEAR."""
     p99_at_most_ms: float | None = None
     """Bound on p99 at the best rate, from the confirmations."""
     confirmed: tuple[int, int] | None = None

@@ -92,6 +92,8 @@ class RunLoadTest(Command, tag="run-load-test"):
     runtime: str | None = None
     """None: that of its best measurement, else its natural one."""
     device: str | None = None
+    again: bool = False
+    """Of a search: do every test anew, also those that an earlier one made."""
 
 
 class ServeVariant(Command, tag="serve-variant"):

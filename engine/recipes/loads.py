@@ -164,7 +164,11 @@ def search_key(variant: Variant, runtime: str, device: str, processor: str, sett
     """Ties the tests of one search together: the same question on the same machine has the same word."""
     if settings.kind == "run":
         return ""
-    asked = msgspec.json.encode([variant.id, runtime, device, processor, msgspec.to_builtins(settings)])
+    trace = None
+    if settings.trace and os.path.exists(settings.trace):
+        there = os.stat(settings.trace)
+        trace = [there.st_size, there.st_mtime_ns]
+    asked = msgspec.json.encode([variant.id, runtime, device, processor, trace, msgspec.to_builtins(settings)])
     return f"{settings.kind}-{hashlib.sha256(asked).hexdigest()[:12]}"
 
 

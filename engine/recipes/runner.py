@@ -189,6 +189,7 @@ class RecipeRunner:
                 steps=(step,),
                 runtimes=(command.runtime,) if command.runtime else (),
                 device=command.device,
+                again=command.again,
                 load=settings,
             )
         )

@@ -317,6 +317,22 @@ def test_the_verdict_on_a_limit_is_a_claim_that_holds(requests: int, late_every:
     assert summary.valid
 
 
+@pytest.mark.parametrize("latency", [0.001, 1.0, 3.0])
+def test_throughput_is_what_was_completed_in_the_measured_time_however_long_each_request_took(latency: float) -> None:
+    """Those that are under way as the warm-up ends are answered in the time that is measured, as many as at its end."""
+    record = Record.empty(1000)
+    record.count = 1000
+    times = np.arange(1000) * 0.01
+    record.scheduled[:] = record.sent[:] = record.taken[:] = record.started[:] = record.computed[:] = times
+    record.finished[:] = times + latency
+    record.status[:] = COMPLETED
+    record.rows[:] = record.batch_rows[:] = 2
+    summary = summarise(record, Load(rate=100, seconds=10, warm_up_seconds=4.0), 10.0)
+    assert summary.achieved_per_s == pytest.approx(100, abs=0.5)
+    assert summary.rows_per_s == pytest.approx(200, abs=1)
+    assert summary.completed == 600
+
+
 def start(generator: LoadGenerator) -> threading.Thread:
     thread = threading.Thread(target=generator.run)
     thread.start()

@@ -6,10 +6,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from engine.measurements.load_test.rate_search import CLOSE_ENOUGH, find_rate, verdict_of
-from engine.measurements.load_test.running import fitted
-from engine.measurements.load_test.saturation import backlog_growth, is_saturated
+from engine.measurements.load_test.rate_search import CLOSE_ENOUGH, find_rate
+from engine.measurements.load_test.running import LoadStage, fitted
+from engine.measurements.load_test.saturation import LOOKS, is_saturated
 from engine.measurements.load_test.sweep import knee_of, pareto_front, plan, sweep
+from engine.models import ModelError
 from engine.protocol import (
     Conditions,
     LoadPoint,
@@ -42,6 +43,9 @@ class Stage:
 
     def keep(self, test: LoadTest) -> None:
         self.kept.append(test)
+
+    def still_valid(self, tests) -> list[LoadTest]:
+        return list(tests)
 
     def test(self, settings, phase, search=None, purpose="run", stop_saturated=False) -> LoadTest:
         settings, _ = fitted(settings, self.job.model.fixed_batch)
@@ -114,6 +118,15 @@ def test_a_service_that_holds_at_any_rate_is_bounded_by_its_capacity() -> None:
     assert CAPACITY / CLOSE_ENOUGH <= found.best_rate_per_s <= CAPACITY
     assert found.bracket_high_per_s is None
     assert "the capacity is 1000" in found.sentence
+
+
+@pytest.mark.parametrize("holds", [0.99 * CAPACITY, 1.3 * CAPACITY, 7.7 * CAPACITY])
+def test_what_our_callers_got_from_a_server_is_not_taken_for_its_capacity(holds: float) -> None:
+    found = find_rate(Stage(holds), task(slo_p99_ms=10.0, url="http://there"))
+    assert holds / CLOSE_ENOUGH <= found.best_rate_per_s <= holds
+    assert holds < found.bracket_high_per_s <= found.best_rate_per_s * CLOSE_ENOUGH * 1.001
+    assert found.bracket_verdict == "FAIL"
+    assert f"; {found.bracket_high_per_s:.4g} did not" in found.sentence
 
 
 def test_one_that_never_holds_is_said_to() -> None:
@@ -232,56 +245,124 @@ def test_a_search_that_was_cancelled_goes_on_where_it_stopped() -> None:
     assert len(again.points) == len(whole.points)
 
 
-def test_one_that_is_stopped_says_so_and_claims_nothing() -> None:
-    stage = Stage(640.0)
+@pytest.mark.parametrize("verdict", ["PASS", "FAIL", "UNCLEAR"])
+def test_one_that_is_stopped_in_a_probe_claims_nothing_by_it(verdict: str) -> None:
+    stage = Stage(640.0, lambda number, *_: verdict if number == 2 else None)
     stage.stop_after = 3
     found = find_rate(stage, task(slo_p99_ms=10.0))
-    assert found.best_rate_per_s is None
+    assert (found.best_rate_per_s, found.bracket_high_per_s, found.bracket_verdict) == (None, None, None)
     assert found.sentence == "Stopped before a rate was confirmed; 500 requests/s passed once."
     assert len(stage.kept) == 2  # the one that was stopped is not a finding
 
 
+def test_one_that_is_stopped_in_a_confirmation_does_not_lower_the_rate() -> None:
+    whole = Stage(640.0)
+    best = find_rate(whole, task(slo_p99_ms=10.0)).best_rate_per_s
+    first = next(number for number, test in enumerate(whole.asked) if test.purpose == "confirmation")
+    stage = Stage(640.0, lambda number, *_: "UNCLEAR" if number == first else None)
+    stage.stop_after = first + 1
+    found = find_rate(stage, task(slo_p99_ms=10.0))
+    assert found.best_rate_per_s is None
+    assert found.bracket_high_per_s > 640.0
+    assert found.sentence == f"Stopped before a rate was confirmed; {best:.4g} requests/s passed once."
+
+
+def test_a_rate_that_no_confirmation_bears_out_is_named_as_it_was_tried() -> None:
+    stage = Stage(640.0, lambda number, purpose, *_: "FAIL" if purpose == "confirmation" else None)
+    found = find_rate(stage, task(slo_p99_ms=10.0))
+    tried = {test.settings.rate for test in stage.asked}
+    assert found.best_rate_per_s is None
+    assert found.bracket_high_per_s in tried
+    passed = max(test.settings.rate for test in stage.asked if test.verdict == "PASS")
+    assert f"held once at {passed:.4g} requests/s, not again" in found.sentence
+
+
+def test_a_service_that_answers_nothing_is_not_called_slow() -> None:
+    stage = Stage(640.0)
+    whole = stage.test
+
+    def failing(*given, **more) -> LoadTest:
+        test = whole(*given, **more)
+        summary = msgspec.structs.replace(
+            test.summary,
+            completed=0,
+            failed=900,
+            achieved_per_s=0.0,
+            valid=False,
+            reasons=("no request was completed",),
+        )
+        return msgspec.structs.replace(test, summary=summary, notes=("Failed: 500 Internal Server Error.",))
+
+    stage.test = failing
+    with pytest.raises(ModelError, match=r"No search: no request was completed. Failed: 500 Internal Server Error."):
+        find_rate(stage, task(slo_p99_ms=10.0))
+    assert len(stage.asked) == 1
+
+
+def test_tests_that_were_done_before_are_counted_in_the_finding() -> None:
+    stage = Stage(640.0)
+    assert "were done before" not in find_rate(stage, task(slo_p99_ms=10.0)).sentence
+    again = find_rate(Stage(640.0), task(stage.kept[:3], slo_p99_ms=10.0))
+    assert again.sentence.endswith(f" 3 of {len(again.points)} tests were done before; --again does them anew.")
+
+
+def test_only_tests_that_count_and_ran_as_they_would_now_are_taken_over() -> None:
+    one = Stage(640.0).test(LoadSettings(rate=5.0, slo_p99_ms=1.0), "")
+    where = Conditions(runtime="onnxruntime", device="cpu", processor="avx2", threads=2, versions={"onnxruntime": "1"})
+    one = msgspec.structs.replace(one, conditions=where)
+    invalid = msgspec.structs.replace(one, summary=msgspec.structs.replace(one.summary, valid=False))
+    saturated = msgspec.structs.replace(invalid, saturated=True)
+    other = msgspec.structs.replace(one, conditions=msgspec.structs.replace(where, versions={"onnxruntime": "2"}))
+    fewer = msgspec.structs.replace(one, conditions=msgspec.structs.replace(where, threads=1))
+    now = SimpleNamespace(conditions=lambda instances: where, job=Stage(1.0).job)
+    assert LoadStage.still_valid(now, [one, invalid, saturated, other, fewer]) == [one, saturated]
+
+
 def test_a_saturated_test_fails_whatever_its_verdict() -> None:
     test = Stage(1e9).test(LoadSettings(rate=5.0, slo_p99_ms=1.0), "")
-    assert verdict_of(test) == "PASS"
-    assert verdict_of(msgspec.structs.replace(test, saturated=True)) == "FAIL"
+    assert test.verdict == "PASS"
+    assert msgspec.structs.replace(test, saturated=True).verdict == "FAIL"
     invalid = msgspec.structs.replace(test.summary, valid=False)
-    assert verdict_of(msgspec.structs.replace(test, summary=invalid)) == "UNCLEAR"
+    assert msgspec.structs.replace(test, summary=invalid).verdict == "UNCLEAR"
 
 
 # --- saturation ------------------------------------------------------------------------------------
 
 
-def queue_lengths(load: float, seed: int, seconds: float = 12.0, rate: float = 200.0) -> tuple[list, list]:
-    """Requests in an M/D/1 queue, looked at four times a second."""
+def queue(load: float, seed: int, requests: int = 700, clump: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """(sent, finished) of an M/D/1 queue whose service takes a second; bursts of `clump`."""
     random = np.random.default_rng(seed)
-    arrivals = np.cumsum(random.exponential(1 / rate, int(rate * seconds * 1.2)))
-    service = load / rate
-    ends = np.empty_like(arrivals)
-    last = 0.0
-    for number, arrival in enumerate(arrivals):
-        last = max(last, arrival) + service
-        ends[number] = last
-    times = np.arange(1.0, seconds, 0.25)
-    return times.tolist(), [int((arrivals <= t).sum() - (ends <= t).sum()) for t in times]
+    sent = np.repeat(np.cumsum(random.exponential(clump / load, int(1.15 * requests) // clump)), clump)
+    ends = np.maximum.accumulate(sent - np.arange(len(sent))) + np.arange(1, len(sent) + 1)
+    return sent, ends
 
 
-def test_a_queue_that_only_wanders_is_hardly_ever_called_saturated() -> None:
-    wrong = sum(is_saturated(*queue_lengths(0.8, seed), rate=200.0) for seed in range(200))
-    assert wrong <= 4
+def called_saturated(load: float, seed: int, requests: int = 700, clump: int = 1) -> bool:
+    """At any of the moments at which a test is looked at; what finishes later has not finished then."""
+    sent, finished = queue(load, seed, requests, clump)
+    start, end = sent[-1] * 0.13, sent[-1]
+    moments = [start + share * (end - start) for share in LOOKS]
+    return any(
+        is_saturated(sent[sent <= now], np.where(finished <= now, finished, np.nan)[sent <= now], start, now)
+        for now in moments
+    )
 
 
-def test_one_above_its_capacity_nearly_always_is() -> None:
-    right = sum(is_saturated(*queue_lengths(1.3, seed), rate=200.0) for seed in range(50))
-    assert right >= 48
+@pytest.mark.parametrize(("load", "clump"), [(0.8, 1), (0.9, 1), (0.95, 1), (0.8, 8)])
+@pytest.mark.parametrize("requests", [150, 700])
+def test_a_queue_that_only_wanders_is_hardly_ever_called_saturated(load: float, clump: int, requests: int) -> None:
+    assert sum(called_saturated(load, seed, requests, clump) for seed in range(200)) <= 4
 
 
-def test_the_growth_is_what_comes_minus_what_can_be_served() -> None:
-    times, levels = queue_lengths(1.5, seed=1)
-    slope, low = backlog_growth(times, levels)
-    assert slope == pytest.approx(200.0 - 200.0 / 1.5, rel=0.2)
-    assert 0 < low <= slope
-    assert backlog_growth(times[:5], levels[:5]) is None
+@pytest.mark.parametrize(("load", "requests"), [(2.0, 150), (1.3, 700), (1.1, 6000)])
+def test_one_above_its_capacity_nearly_always_is(load: float, requests: int) -> None:
+    assert sum(called_saturated(load, seed, requests) for seed in range(50)) >= 47
+
+
+def test_a_few_requests_say_nothing() -> None:
+    sent = np.arange(90.0)
+    assert not is_saturated(sent, np.full(90, np.nan), 0.0, 90.0)
+    assert is_saturated(np.arange(0, 90.0, 0.5), np.full(180, np.nan), 0.0, 90.0)
 
 
 # --- the sweep -------------------------------------------------------------------------------------
@@ -407,3 +488,22 @@ def test_a_sweep_goes_on_where_it_stopped() -> None:
     )
     assert len(resumed.asked) == 1
     assert again.points == whole.points
+
+
+def test_a_setting_that_leaves_requests_without_an_answer_is_not_recommended() -> None:
+    """p99 of those that were answered may be short because the others were turned away."""
+    stage = Stage(1e9)
+    plain = Stage.test
+
+    def turning_away(settings, *arguments, **options):
+        test = plain(stage, settings, *arguments, **options)
+        rejected = 670 if settings.max_batch_size == 1 else 2
+        return msgspec.structs.replace(test, summary=msgspec.structs.replace(test.summary, rejected=rejected))
+
+    sizes = {"sweep": True, "sweep_batch_sizes": (1, 8), "sweep_waits_ms": (0.0,), "sweep_instances": (1,)}
+    assert sweep(stage, task(rate=900.0, **sizes)).points[0].p99_ms < 2
+    stage.test = turning_away
+    found = sweep(stage, task(rate=900.0, **sizes))
+    assert found.front == (1,)
+    assert found.sentence.startswith("Take batch 8")
+    assert "1 setting was left out: up to 40% of the requests were rejected or failed." in found.sentence

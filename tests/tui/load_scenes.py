@@ -241,7 +241,7 @@ def rate_search(ended: bool = True) -> tuple[LoadTest | LoadSearch, ...]:
             rows_per_s=one.summary.rows_per_s,
             p50_ms=5.0,
             p99_ms=one.summary.latency_ms["p99"].value,
-            verdict=one.summary.verdict,
+            verdict=one.verdict,
         )
         for one in tests
         if isinstance(one, LoadTest)

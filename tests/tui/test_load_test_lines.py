@@ -10,7 +10,17 @@ import scenes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.protocol import Cancelled, LoadKnobs, LoadMark, LoadSettings, LoadTest, Queued, RunLoadTest
+from engine.protocol import (
+    Cancelled,
+    LoadKnobs,
+    LoadMark,
+    LoadSearch,
+    LoadSettings,
+    LoadTest,
+    Queued,
+    RunLoadTest,
+    Running,
+)
 from tui import cli, load_form, load_testing, progress
 from tui.lines import Line
 from tui.loads import MOST_POINTS, Found, LoadCourse, finished_in_words, load_in_words
@@ -20,6 +30,7 @@ from tui.panes.load_charts import Drawn, charts_of, cut, window_of
 from tui.panes.load_knobs import still_asked, turned
 from tui.panes.load_lines import Chart, Columns, Curve, Window, axis, draw, page, round_up, title, whole_window
 from tui.sessions import UsageError
+from tui.view import View
 
 
 def course_of(count: int, **more: Any) -> LoadCourse:
@@ -224,6 +235,61 @@ def test_figures_of_two_tests_say_how_their_loads_differ() -> None:
     other = loads.finished("t2", settings=msgspec.structs.replace(loads.SETTINGS, max_batch_size=8, rate=200.0))
     lines = [text(line) for line in load_figures.compared(one, other, ("a", "b"), 60)]
     assert any("rate 400 / 200, max batch size 32 / 8" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, "Same load, same batching."),
+        ({"settings": msgspec.structs.replace(loads.SETTINGS, seed=9)}, "Same load, same batching."),
+        ({"settings": msgspec.structs.replace(loads.SETTINGS, trace="/b.txt")}, "They differ in: trace – / /b.txt"),
+        ({"settings": msgspec.structs.replace(loads.SETTINGS, burst_size=3)}, "They differ in: burst size 8 / 3"),
+        ({"settings": msgspec.structs.replace(loads.SETTINGS, timeout_ms=5.0)}, "They differ in: timeout ms – / 5"),
+        ({"marks": (LoadMark(seconds=3.0, text="rate 1000/s"),)}, "They differ in: the second was turned while it ran"),
+    ],
+)
+def test_two_loads_are_called_the_same_only_when_all_that_makes_them_is(more: dict[str, Any], said: str) -> None:
+    lines = load_figures.compared(loads.finished(), loads.finished("t2", **more), ("a", "b"), 90)
+    assert said in "\n".join(text(line) for line in lines)
+
+
+def test_a_test_that_left_requests_without_an_answer_says_so_beside_its_p99() -> None:
+    summary = msgspec.structs.replace(loads.summary(verdict=None, slo_ms=None), completed=600, rejected=400)
+    settings = msgspec.structs.replace(loads.SETTINGS, slo_p99_ms=None)
+    said = text(load_figures.verdict(loads.finished(settings=settings, summary=summary)))
+    assert said.startswith("! ")
+    assert "; 400 of 1000 requests were rejected or failed" in said
+
+
+def test_a_searchs_rows_and_points_show_the_verdict_the_search_goes_by() -> None:
+    """A saturated test fails though its requests so far kept the limit, and though it is not valid."""
+    passed = loads.finished(saturated=True)
+    assert passed.summary.verdict == "PASS"
+    for summary in (passed.summary, msgspec.structs.replace(passed.summary, valid=False)):
+        test = msgspec.structs.replace(passed, summary=summary)
+        (row,) = load_search.rows(Found((test,)), "rate")
+        assert "✗ FAIL  saturated" in text(row.line)
+        assert [spot.mark for spot in load_search.spots(Found((test,)))[0]] == ["✗"]
+
+
+@pytest.mark.parametrize(("verdict", "said"), [("UNCLEAR", "? 620/s stayed UNCLEAR"), ("FAIL", "✗ 620/s does not")])
+def test_what_stayed_unclear_is_not_said_to_fail(verdict: str, said: str) -> None:
+    search = loads.rate_search()[-1]
+    assert isinstance(search, LoadSearch)
+    found = msgspec.structs.replace(search, bracket_verdict=verdict)
+    assert said in [words for words, _ in load_search.findings(found)]
+
+
+def test_the_progress_of_a_search_is_that_of_the_test_that_runs() -> None:
+    """Each has the length that its rate takes, whatever is asked for the others."""
+    settings = LoadSettings(slo_p99_ms=20.0, seconds=10.0)
+    course = course_of(40)
+    course.settings = settings
+    job = loads.job(state=Running(started=scenes.NOW - 13, pid=1, done=10, total=200, message="probe 1"))
+    assert course.newest is not None
+    view = View(now=course.newest.time, link="connected")
+    (line,) = load_status.status(job, course, settings, Found(), view, 120)
+    assert "of 3:20" in text(line)
 
 
 def test_a_front_joins_its_points_and_names_fit() -> None:

@@ -243,7 +243,7 @@ async def test_the_end_brings_the_verdict_without_a_key() -> None:
     ],
 )
 async def test_every_verdict_has_its_word(changes: dict[str, Any], expected: str) -> None:
-    test = loads.finished(summary=loads.summary(**changes), saturated="valid" not in changes)
+    test = loads.finished(summary=loads.summary(**changes), saturated=changes.get("verdict") == "FAIL")
     async with dashboard(loads.snapshot(test, jobs=(loads.job(ended=True),)), loads.answers(loads.ticks(48))) as seen:
         await seen.press("v")
         await seen.sees(expected)

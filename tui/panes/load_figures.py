@@ -28,6 +28,9 @@ EIGHTHS = " ▏▎▍▌▋▊▉█"
 """Eighths of a cell, from the left."""
 
 
+ALIKE = ("seed", "sweep", "sweep_batch_sizes", "sweep_waits_ms", "sweep_instances")
+"""Settings in which two tests may differ and have the same load: another seed is the same load drawn anew."""
+
 BAR_MOST = 24
 """Cells of the longest bar of the histogram; each that changes is three bytes."""
 
@@ -128,13 +131,18 @@ def verdict(test: LoadTest) -> Line:
         words += f"{figures.count(summary.requests_for_p99)} requests"
     if summary.slo_ms is not None:
         words += f"; limit {summary.slo_ms:g} ms"
-    head: Span = ("✓ ", "good-strong")
-    if summary.verdict is not None:
-        mark, role = {"PASS": ("✓", "good"), "FAIL": ("✗", "bad"), "UNCLEAR": ("?", "warn")}[summary.verdict]
-        head = (f"{mark} {summary.verdict} ", f"{role}-strong")
+    missing = summary.not_completed
+    head: Span = ("! ", "warn-strong") if missing or test.saturated else ("✓ ", "good-strong")
+    if test.verdict is not None:
+        mark, role = {"PASS": ("✓", "good"), "FAIL": ("✗", "bad"), "UNCLEAR": ("?", "warn")}[test.verdict]
+        head = (f"{mark} {test.verdict} ", f"{role}-strong")
+    spans: list[Span] = [head, (words, "")]
+    if missing:
+        of = figures.count(summary.completed + missing)
+        spans.append((f"; {figures.count(missing)} of {of} requests were rejected or failed", "warn"))
     if test.saturated:
-        return (head, (words, ""), ("; saturated: the backlog grew all the time", "warn"))
-    return (head, (words, ""))
+        spans.append(("; saturated: the backlog grew all the time", "warn"))
+    return tuple(spans)
 
 
 def compared(one: LoadTest, other: LoadTest, names: tuple[str, str], width: int) -> list[Line]:
@@ -240,28 +248,15 @@ def _row(label: str, a: str, b: str, times: str, cell: int) -> Line:
 
 
 def _word(test: LoadTest) -> str:
-    return (test.summary.verdict or "valid") if test.summary.valid else "INVALID"
+    return (test.verdict or "valid") if test.summary.valid else "INVALID"
 
 
 def _differences(one: LoadTest, other: LoadTest, width: int) -> list[Line]:
     """Settings in which the two differ: a ratio between different loads says little, so it is said."""
-    names = (
-        "rate",
-        "concurrency",
-        "offline",
-        "arrivals",
-        "max_batch_size",
-        "max_wait_ms",
-        "instances",
-        "wait",
-        "preferred_batch_sizes",
-        "priority_levels",
-        "rows_per_request",
-        "seconds",
-        "url",
-    )
     words = []
-    for name in names:
+    for name in one.settings.__struct_fields__:
+        if name in ALIKE:
+            continue
         a, b = getattr(one.settings, name), getattr(other.settings, name)
         if a != b:
             shown = [
@@ -273,6 +268,9 @@ def _differences(one: LoadTest, other: LoadTest, width: int) -> list[Line]:
         words.append(
             f"{one.conditions.runtime} {one.conditions.device} / {other.conditions.runtime} {other.conditions.device}"
         )
+    turned = [word for word, test in (("the first", one), ("the second", other)) if test.marks]
+    if turned:
+        words.append(f"{' and '.join(turned)} was turned while it ran" if len(turned) == 1 else "both were turned")
     if not words:
         return [(("Same load, same batching.", "good"),)]
     text = clean("They differ in: " + ", ".join(words), 400)

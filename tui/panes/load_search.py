@@ -65,7 +65,9 @@ def findings(search: LoadSearch) -> list[tuple[str, str]]:
                 words += f"; {search.confirmed[0]} of {search.confirmed[1]} seeds passed"
             lines.append((words, "good"))
         if search.bracket_high_per_s is not None:
-            lines.append((f"✗ {figures.per_second(search.bracket_high_per_s)}/s does not", "bad"))
+            above = f"{figures.per_second(search.bracket_high_per_s)}/s"
+            unclear = search.bracket_verdict == "UNCLEAR"
+            lines.append((f"? {above} stayed UNCLEAR", "warn") if unclear else (f"✗ {above} does not", "bad"))
         if search.capacity_per_s is not None:
             lines.append((f"capacity {figures.per_second(search.capacity_per_s)}/s with every copy busy", "muted"))
         return lines
@@ -95,7 +97,7 @@ def spots(found: Found) -> tuple[list[Spot], list[int]]:
     """The tests as points of a chart, and which of them the front joins, in order."""
     search = found.search
     if search is None:
-        return [one for test in found.tests if (one := _spot(_point(test))) is not None], []
+        return [one for test in found.tests if (one := _spot(test.as_point())) is not None], []
     placed = [_spot(point, search, number) for number, point in enumerate(search.points)]
     at = {number: len([one for one in placed[:number] if one is not None]) for number in range(len(placed))}
     front = [at[number] for number in search.front if 0 <= number < len(placed) and placed[number] is not None]
@@ -199,20 +201,6 @@ def _spot(point: LoadPoint, search: LoadSearch | None = None, number: int = -1) 
     return Spot(point.achieved_per_s, point.p99_ms, mark, role, name)
 
 
-def _point(test: LoadTest) -> LoadPoint:
-    summary = test.summary
-    p50, p99 = summary.latency_ms.get("p50"), summary.latency_ms.get("p99")
-    return LoadPoint(
-        settings=test.settings,
-        offered_per_s=summary.offered_per_s,
-        achieved_per_s=summary.achieved_per_s,
-        rows_per_s=summary.rows_per_s,
-        p50_ms=p50.value if p50 else None,
-        p99_ms=p99.value if p99 else None,
-        verdict=summary.verdict,
-    )
-
-
 def _place(search: LoadSearch | None, test: LoadTest) -> tuple[str, str]:
     """(word, role) of what an ended search made of a test."""
     if search is None:
@@ -237,17 +225,17 @@ def _row(test: LoadTest, kind: str, place: tuple[str, str]) -> Line:
     summary, settings = test.summary, test.settings
     p99 = summary.latency_ms.get("p99")
     tail = f"{figures.milliseconds(p99.value if p99 else None):>8}"
-    mark, role = VERDICTS[summary.verdict]
-    verdict = f"  {mark} {summary.verdict}" if summary.verdict else ""
-    if not summary.valid:
+    mark, role = VERDICTS[test.verdict]
+    verdict = f"  {mark} {test.verdict}" if test.verdict else ""
+    if not summary.valid and not test.saturated:
         mark, verdict, role = "✗", "  ✗ INVALID", "bad"
     if kind == "sweep":
         text = f"{settings.max_batch_size:>5}{settings.max_wait_ms:>6g}{settings.instances:>3}"
         text += f"{figures.per_second(summary.achieved_per_s):>8}"
-        mark = mark if summary.verdict or not summary.valid else " "
+        mark = mark if test.verdict or not summary.valid else " "
         return ((text, ""), (tail, "strong"), (f" {mark}", role), (" " + place[0], place[1]))
     offered = figures.per_second(settings.rate) if settings.rate is not None else f"{settings.concurrency or 0} callers"
-    words = PURPOSES[test.purpose]
+    words = "saturated" if test.saturated else PURPOSES[test.purpose]
     return (
         (f"{offered:>8}{figures.per_second(summary.achieved_per_s):>9}", ""),
         (tail, "strong"),

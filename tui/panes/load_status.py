@@ -104,11 +104,12 @@ def _progress(state: Running, course: LoadCourse, settings: LoadSettings | None,
     age = view.now - tick.time
     if age > STALE_SECONDS:
         return ((" ▶ ", "accent"), (f"no figures for {figures.duration(age)}", "warn"))
-    total = (settings.duration if settings is not None else None) or state.total or 0.0
+    searching = settings is not None and settings.kind != "run"  # then each test has a length of its own
+    asked = settings.duration if settings is not None and not searching else None
+    total = asked or state.total or 0.0
     share = min(tick.seconds / total, 1.0) if total else None
     done, rest = charts.progress(share, BAR if width >= 100 else 10)
     left = figures.duration(max(total - tick.seconds, 0.0)) if total else figures.UNKNOWN
-    searching = settings is not None and settings.kind != "run"
     time = f"{clock(tick.seconds)} of {clock(total)}" if total >= tick.seconds else clock(tick.seconds)
     return (
         (f" ▶ {clean(tick.phase, 40)}  {time}  {done}", "accent"),

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import msgspec
+import numpy as np
 
 from ...protocol import LoadKnobs, LoadMark, LoadSettings, LoadTick, Progressed, TelemetrySample, Ticked, Use
 from .generator import LoadGenerator
 from .record import Record
-from .saturation import is_saturated
+from .saturation import LOOKS, is_saturated
 from .target import BatcherTarget, Target
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ class LiveTest:
         """The model runs on this machine, so that what its processors do belongs to the test."""
         self._knobs = knobs_of(settings)
         self._samples: list[tuple[float, TelemetrySample]] = []
-        self._backlog: list[tuple[float, int]] = []
+        start = generator.load.warm_up_seconds
+        self._looks = [start + share * (generator.load.seconds - start) for share in LOOKS if share < 1]
+        self._saturated = False
         self._sizes: dict[int, int] = {}
         self._told = 0
         self._ended = threading.Event()
@@ -122,7 +125,6 @@ class LiveTest:
         if not self.here:
             sample = TelemetrySample(time=sample.time, cpu=None)
         self._samples.append((figures.time, sample))
-        self._backlog.append((figures.time, figures.outstanding))
         depth, sizes = self._batches()
         gpu = sample.gpus[self._gpu_index()] if self._gpu_index() < len(sample.gpus) else None
         marks = self.marks[self._told :]
@@ -161,8 +163,11 @@ class LiveTest:
         )
         words = f"{figures.throughput_per_s:.4g}/s" + (f", p99 {figures.p99_ms:.3g} ms" if figures.p99_ms else "")
         job.send(Progressed(done=min(figures.time, load.seconds), total=load.seconds, message=f"{phase} · {words}"))
-        if self.stop_saturated and sending and self.saturated():
-            self.generator.stop()
+        if self.stop_saturated and sending and self._looks and figures.time >= self._looks[0]:
+            self._looks.pop(0)
+            self._saturated = self._grows(figures.time)
+            if self._saturated:
+                self.generator.stop()
 
     def _batches(self) -> tuple[int | None, dict[str, int]]:
         """Requests that wait now, and the runs by size since the tick before."""
@@ -175,18 +180,18 @@ class LiveTest:
         return executor.depth, {size: count for size, count in fresh.items() if count}
 
     def saturated(self) -> bool:
-        """Only an open loop can be: callers that wait for their answers build no backlog."""
-        load = self.generator.load
-        if not load.open_loop or not self._backlog or self.turned:
+        """The load was more than the model can bear, as far as it was sent."""
+        return self._saturated or self._grows(self.generator.sending_ended)
+
+    def _grows(self, until: float) -> bool:
+        """Only an open loop can: callers that wait for their answers build no backlog."""
+        load, record = self.generator.load, self.generator.record
+        if not load.open_loop or self.turned:
             return False
-        measured = [
-            one
-            for one in self._backlog
-            if one[0] >= load.warm_up_seconds
-            and (not self.generator.sending_ended or one[0] <= self.generator.sending_ended)
-        ]
-        rate = self.generator.record.count / max(self._backlog[-1][0], 1e-9)
-        return is_saturated([one[0] for one in measured], [one[1] for one in measured], rate)
+        count = record.count
+        sent, finished = record.sent[:count], record.finished[:count]
+        went = np.isfinite(sent)
+        return is_saturated(sent[went], finished[went], load.warm_up_seconds, until)
 
     def _gpu_index(self) -> int:
         device = self.stage.job.spec.device

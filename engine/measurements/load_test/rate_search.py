@@ -15,16 +15,14 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from typing import Literal
 
 import msgspec
 
-from ...protocol import LoadPoint, LoadSearch, LoadSettings, LoadTest, TestLoad
-from ...protocol.load import MOST_REQUESTS
+from ...models import ModelError
+from ...protocol import LoadSearch, LoadSettings, LoadTest, TestLoad
+from ...protocol.load import MOST_RATE, MOST_REQUESTS, Verdict
 from .percentiles import requests_needed
 from .running import LoadStage, Purpose, fitted
-
-Verdict = Literal["PASS", "FAIL", "UNCLEAR"]
 
 CLOSE_ENOUGH = 1.05
 """The bracket's upper end over its lower when the search ends."""
@@ -37,6 +35,9 @@ CAPACITY_REQUESTS = 20
 
 FIRST_SHARE, LOWEST_SHARE = 0.5, 1 / 256
 """Of the capacity: the first rate tried, and the lowest."""
+
+BEYOND = 2.0
+"""Times the capacity of a server: tried when every rate up to it passed. Its capacity may be what our callers asked."""
 
 DOUBLINGS = 2
 """An unclear test is repeated twice as long, this many times; then it counts as not passed."""
@@ -57,17 +58,24 @@ MOST_STEPS_BACK = 4
 
 
 def find_rate(stage: LoadStage, task: TestLoad) -> LoadSearch:
-    """The search. Ends early, with what is known, when the user asks it to stop."""
+    """The search. Ends early, with what is known, when the user asks it to stop.
+
+    Raises ModelError when nothing is answered at all.
+    """
     search = _Search(stage, task)
     settings = task.settings
     assert settings.slo_p99_ms is not None
     capacity = search.capacity()
+    most = capacity if settings.url is None else MOST_RATE
     lowest = max(capacity * LOWEST_SHARE, search.least_rate)
     low: float | None = None
     high: float | None = None
     rate = max(capacity * FIRST_SHARE, lowest)
-    while not stage.stopped and lowest <= rate <= capacity:
-        if search.decide(rate) == "PASS":
+    while not stage.stopped and lowest <= rate <= most:
+        verdict = search.decide(rate)
+        if stage.stopped:
+            break  # in the middle of this test: it says nothing
+        if verdict == "PASS":
             low = rate
         else:
             high = rate
@@ -75,20 +83,27 @@ def find_rate(stage: LoadStage, task: TestLoad) -> LoadSearch:
             rate /= 2
             continue
         top = high if high is not None else capacity
-        if top / low <= CLOSE_ENOUGH:
+        if top / low > CLOSE_ENOUGH:
+            rate = (low * top) ** 0.5
+        elif high is not None or low >= most / CLOSE_ENOUGH:
             break
-        rate = (low * top) ** 0.5
+        else:
+            rate = min(BEYOND * max(low, capacity), most)
+    passed = candidate = low
     confirmed: tuple[int, int] | None = None
-    for _ in range(MOST_STEPS_BACK if low is not None else 0):
-        assert low is not None
+    for _ in range(MOST_STEPS_BACK if candidate is not None else 0):
+        assert candidate is not None
         if stage.stopped:
             break
-        confirmed = search.confirm(low)
+        found = search.confirm(candidate)
+        if stage.stopped:
+            break
+        confirmed = found
         if confirmed[0] == confirmed[1]:
             break
-        high, low = low, low * STEP_BACK
+        high, candidate = candidate, candidate * STEP_BACK
     sure = confirmed is not None and confirmed[0] == confirmed[1]
-    return search.result(capacity, low if sure else None, high, confirmed, low)
+    return search.result(capacity, candidate if sure else None, high, confirmed, passed)
 
 
 class _Search:
@@ -103,7 +118,9 @@ class _Search:
         self.verdicts: dict[float, Verdict] = {}
         """Rate → the newest verdict on it."""
         self.tests: list[LoadTest] = []
-        self._known = {_question(test.purpose, test.settings): test for test in task.known if test.summary.completed}
+        known = stage.still_valid(task.known)
+        self._known = {_question(test.purpose, test.settings): test for test in known}
+        self._reused = 0
 
     @property
     def least_rate(self) -> float:
@@ -117,6 +134,9 @@ class _Search:
             length = self.settings.warm_up_seconds + seconds
             test = self._test(self._with(offline=True, seconds=length, slo_p99_ms=None), "capacity", "capacity")
             achieved = test.summary.achieved_per_s
+            if not test.summary.completed and not self.stage.stopped:
+                failed = [note for note in test.notes if note.startswith("Failed:")]
+                raise ModelError(" ".join([f"No search: {'; '.join(test.summary.reasons)}.", *failed]))
             if self.stage.stopped or achieved * seconds >= CAPACITY_REQUESTS:
                 break
         return max(achieved, 1e-3)
@@ -147,8 +167,10 @@ class _Search:
                 break
             before = length
             settings = self._with(rate=rate, seed=seed + 10_000 * doubling, seconds=length)
-            verdict = verdict_of(self._test(settings, f"{phase}: {rate:.4g}/s", purpose))
-            if verdict != "UNCLEAR" or self.stage.stopped:
+            verdict = self._test(settings, f"{phase}: {rate:.4g}/s", purpose).verdict or "UNCLEAR"
+            if self.stage.stopped:
+                return "UNCLEAR"
+            if verdict != "UNCLEAR":
                 break
         self.verdicts[rate] = verdict
         return verdict
@@ -158,6 +180,7 @@ class _Search:
 
     def _test(self, settings: LoadSettings, phase: str, purpose: Purpose) -> LoadTest:
         test = self._known.get(_question(purpose, settings))
+        self._reused += test is not None
         if test is None:
             test = self.stage.test(settings, phase, self.task.search, purpose, stop_saturated=purpose != "capacity")
             if not self.stage.stopped:
@@ -212,6 +235,7 @@ class _Search:
                 sentence += f" (Lower ones were not tried: they take tests of more than {self.longest:g} s.)"
         else:
             sentence = f"UNCLEAR whether any rate keeps p99 under {limit:g} ms. {self._unsettled()}"
+        sentence += reused_in_words(self._reused, len(self.tests))
         return LoadSearch(
             id=uuid.uuid4().hex[:12],
             variant=self.stage.variant.record.id,
@@ -221,10 +245,11 @@ class _Search:
             settings=self.settings,
             search=self.task.search,
             sentence=sentence,
-            points=tuple(point_of(test) for test in self.tests),
+            points=tuple(test.as_point() for test in self.tests),
             capacity_per_s=capacity,
             best_rate_per_s=best,
             bracket_high_per_s=high,
+            bracket_verdict=self.verdicts.get(high) if high is not None else None,
             p99_at_most_ms=max(bounds) if bounds and best is not None else None,
             confirmed=confirmed,
         )
@@ -232,7 +257,7 @@ class _Search:
     def _unsettled(self) -> str:
         """About the lowest rate that stayed unclear: why, and what would settle it."""
         rate = min(rate for rate, verdict in self.verdicts.items() if verdict == "UNCLEAR")
-        test = [one for one in self.tests if one.settings.rate == rate and verdict_of(one) == "UNCLEAR"][-1]
+        test = [one for one in self.tests if one.settings.rate == rate and one.verdict == "UNCLEAR"][-1]
         summary = test.summary
         if not summary.valid:
             return f"The test at {rate:.4g} requests/s is INVALID: {'; '.join(summary.reasons)}."
@@ -242,28 +267,9 @@ class _Search:
         return f"{sentence} Longer tests settle it (seconds = {_round_up(2 * summary.seconds):g}), or another limit."
 
 
-def verdict_of(test: LoadTest) -> Verdict:
-    """A saturated load fails whatever its requests so far say; a test that does not count says nothing."""
-    if test.saturated:
-        return "FAIL"
-    if not test.summary.valid:
-        return "UNCLEAR"
-    return test.summary.verdict or "UNCLEAR"
-
-
-def point_of(test: LoadTest) -> LoadPoint:
-    """A test as one line of a search."""
-    summary = test.summary
-    p50, p99 = summary.latency_ms.get("p50"), summary.latency_ms.get("p99")
-    return LoadPoint(
-        settings=test.settings,
-        offered_per_s=summary.offered_per_s,
-        achieved_per_s=summary.achieved_per_s,
-        rows_per_s=summary.rows_per_s,
-        p50_ms=p50.value if p50 else None,
-        p99_ms=p99.value if p99 else None,
-        verdict=verdict_of(test) if test.settings.slo_p99_ms is not None else None,
-    )
+def reused_in_words(reused: int, tests: int) -> str:
+    """How much of a search was not measured now; "" for nothing."""
+    return f" {reused} of {tests} tests were done before; --again does them anew." if reused else ""
 
 
 def _question(purpose: str, settings: LoadSettings) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import msgspec
@@ -88,8 +88,10 @@ def in_words(test: LoadTest) -> str:
     if p99 is not None:
         sentence += f", p99 {p99.value:.3g} ms"
         sentence += f" (at most {p99.at_most:.3g})" if p99.at_most is not None else " (too few requests for a claim)"
-    if summary.verdict is not None:
-        sentence += f", limit {summary.slo_ms:g} ms: {summary.verdict}"
+    if test.verdict is not None:
+        sentence += f", limit {summary.slo_ms:g} ms: {test.verdict}"
+    if missing := summary.not_completed:
+        sentence += f"; {missing:,} of {summary.completed + missing:,} requests were rejected or failed"
     if test.saturated:
         sentence += "; saturated: the backlog grew all the time"
     return sentence + "."
@@ -186,6 +188,19 @@ class LoadStage:
     def keep(self, test: LoadTest) -> None:
         """Have a search's test stored now, whatever becomes of the search."""
         self.job.send(Took(measurement=test))
+
+    def still_valid(self, tests: Iterable[LoadTest]) -> list[LoadTest]:
+        """Those of an earlier job that stand for new ones: they count, and nothing they depend on has changed."""
+        tests = [test for test in tests if test.summary.completed and (test.summary.valid or test.saturated)]
+        if not tests or tests[0].settings.url is not None:
+            return tests
+        now = self.conditions(1)
+        threads = {count: max(1, self.job.spec.threads // count) for count in {t.settings.instances for t in tests}}
+        return [
+            test
+            for test in tests
+            if test.conditions.versions == now.versions and test.conditions.threads == threads[test.settings.instances]
+        ]
 
     def _target(self, settings: LoadSettings) -> tuple[Target, Callable[[], Conditions]]:
         """What the load is sent to, and a function that says where that is."""

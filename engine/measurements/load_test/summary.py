@@ -1,16 +1,17 @@
 """What a load test found, with the bounds that hold and the reasons why it may not count.
 
-A summary is of the requests scheduled after the warm-up. Latency counts from the scheduled arrival to the answer,
-over completed requests; those rejected, failed or never answered are late whatever the limit. Never answered are also
-those that the target handed back unrun when the run ended (CLOSED); dropped those that never left this machine.
+A summary is of the requests scheduled after the warm-up; only throughput is of whatever was completed after it and
+before sending ended, for a request that takes a third of the test would else be missing at both of its ends. Latency
+counts from the scheduled arrival to the answer, over completed requests; those rejected, failed or never answered are
+late whatever the limit. Never answered are also those that the target handed back unrun when the run ended (CLOSED);
+dropped those that never left this machine.
 """
-
-from typing import Literal
 
 import numpy as np
 
 from ...batching.queue import CLOSED, COMPLETED, REJECTED
 from ...protocol import LoadSummary, Percentile
+from ...protocol.load import Verdict
 from .percentiles import CONFIDENCE, late_allowed, quantile, requests_needed
 from .record import DROPPED, Floats, Record
 from .request import Load
@@ -37,7 +38,8 @@ def summarise(record: Record, load: Load, ended: float) -> LoadSummary:
     done = chosen[status == COMPLETED]
     scheduled, sent, finished = record.scheduled, record.sent, record.finished
     latency = np.sort(finished[done] - scheduled[done])
-    in_time = done[finished[done] <= ended]
+    every = np.flatnonzero(record.status[: record.count] == COMPLETED)
+    within = every[(finished[every] >= start) & (finished[every] <= ended)]
     lag = np.sort(sent[chosen] - scheduled[chosen])
     rejected = int((status == REJECTED).sum())
     unanswered = int(((status < COMPLETED) | (status == CLOSED)).sum())
@@ -50,8 +52,8 @@ def summarise(record: Record, load: Load, ended: float) -> LoadSummary:
         reasons=tuple(reasons),
         seconds=seconds,
         offered_per_s=len(chosen) / seconds,
-        achieved_per_s=len(in_time) / seconds,
-        rows_per_s=float(record.rows[in_time].sum()) / seconds,
+        achieved_per_s=len(within) / seconds,
+        rows_per_s=float(record.rows[within].sum()) / seconds,
         completed=len(done),
         rejected=rejected,
         failed=len(chosen) - len(done) - rejected - unanswered - dropped,
@@ -62,9 +64,7 @@ def summarise(record: Record, load: Load, ended: float) -> LoadSummary:
         forming_ms=_spread(record.started[done] - record.taken[done]),
         compute_ms=_spread(record.computed[done] - record.started[done]),
         batch_sizes=_batch_sizes(record, done),
-        lag_ms={"p50": _ms(lag, 0.5), "p99": _ms(lag, 0.99), "max": _ms(lag, 1.0)}
-        if len(lag) and load.open_loop
-        else {},
+        lag_ms=_lag(lag) if load.open_loop else {},
         slo_ms=load.slo_p99_ms,
         verdict=_verdict(load, latency, len(chosen)),
     )
@@ -97,7 +97,7 @@ def _reasons(load: Load, latency: Floats, lag: Floats, unanswered: int, dropped:
     return reasons
 
 
-def _verdict(load: Load, latency: Floats, sent: int) -> Literal["PASS", "FAIL", "UNCLEAR"] | None:
+def _verdict(load: Load, latency: Floats, sent: int) -> Verdict | None:
     """LoadGen's rule one way, its mirror image the other."""
     if load.slo_p99_ms is None or not sent:
         return None

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import msgspec
 
 from ...protocol import LoadPoint, LoadSearch, LoadSettings, LoadTest, TestLoad
-from .rate_search import point_of
+from .rate_search import reused_in_words
 from .running import LoadStage, fitted
 
 LEAST_GAIN = 1.05
@@ -24,6 +24,9 @@ LEAST_GAIN = 1.05
 
 PATIENCE = 2
 """Batch sizes in a row that may bring less before larger ones are not tried."""
+
+UNSERVED = 0.01
+"""Share of requests that may be rejected or fail: with more p99 says nothing about those who asked."""
 
 MOST_INSTANCES, MOST_CALLERS = 64, 100_000
 """What `LoadSettings` takes at the most."""
@@ -37,8 +40,9 @@ COPIES_ON_GPU = 4
 
 def sweep(stage: LoadStage, task: TestLoad) -> LoadSearch:
     """The whole sweep; with what is known so far when the user asks it to stop."""
-    known = {_setting(test.settings): test for test in task.known if test.summary.completed}
+    known = {_setting(test.settings): test for test in stage.still_valid(task.known)}
     tests: list[LoadTest] = []
+    reused = 0
     spec = stage.job.spec
     cores = spec.threads if spec.device == "cpu" else COPIES_ON_GPU
     grid = plan(task.settings, min(cores, os.cpu_count() or 1), stage.job.model.fixed_batch)
@@ -51,6 +55,7 @@ def sweep(stage: LoadStage, task: TestLoad) -> LoadSearch:
                 break
             done += 1
             test = known.get(_setting(settings))
+            reused += test is not None
             if test is None:
                 words = f"{done} of {total}: batch {settings.max_batch_size}, wait {settings.max_wait_ms:g} ms"
                 words += f", {settings.instances} instances" if settings.instances > 1 else ""
@@ -62,7 +67,7 @@ def sweep(stage: LoadStage, task: TestLoad) -> LoadSearch:
             gained = test.summary.rows_per_s >= LEAST_GAIN * best
             without_gain = 0 if gained or task.settings.rate is not None else without_gain + 1
             best = max(best, test.summary.rows_per_s)
-    return _result(stage, task, tests)
+    return _result(stage, task, tests, reused)
 
 
 def plan(settings: LoadSettings, cores: int, fixed_batch: int | None) -> list[list[LoadSettings]]:
@@ -101,8 +106,16 @@ def instance_counts(cores: int) -> tuple[int, ...]:
 
 
 def pareto_front(points: Sequence[LoadPoint]) -> tuple[int, ...]:
-    """Positions of the points that no other beats in both throughput and p99, by rising throughput."""
-    able = [(number, point.rows_per_s, point.p99_ms) for number, point in enumerate(points) if point.p99_ms is not None]
+    """Positions of the points that no other beats in both throughput and p99, by rising throughput.
+
+    p99 is of the requests that were completed: a setting that left more than `UNSERVED` of them without is no way to
+    get it.
+    """
+    able = [
+        (number, point.rows_per_s, point.p99_ms)
+        for number, point in enumerate(points)
+        if point.p99_ms is not None and point.unserved <= UNSERVED
+    ]
     front: list[int] = []
     lowest = float("inf")
     for number, _, latency in sorted(able, key=lambda one: (-one[1], one[2])):
@@ -122,8 +135,8 @@ def knee_of(points: Sequence[LoadPoint], front: Sequence[int]) -> int | None:
     return max(front, key=power, default=None)
 
 
-def _result(stage: LoadStage, task: TestLoad, tests: list[LoadTest]) -> LoadSearch:
-    points = tuple(point_of(test) for test in tests if test.summary.valid)
+def _result(stage: LoadStage, task: TestLoad, tests: list[LoadTest], reused: int = 0) -> LoadSearch:
+    points = tuple(test.as_point() for test in tests if test.summary.valid)
     front = pareto_front(points)
     knee = knee_of(points, front)
     within = [number for number in front if points[number].verdict == "PASS"]
@@ -137,6 +150,8 @@ def _result(stage: LoadStage, task: TestLoad, tests: list[LoadTest]) -> LoadSear
     elif unclear := [number for number in front if points[number].verdict == "UNCLEAR"]:
         sentence = f"UNCLEAR whether any setting keeps p99 under {limit:g} ms: longer tests (seconds) would tell"
         sentence += f". {_nearest(points, unclear, limit)}"
+    elif not front:
+        sentence = "No setting served the load"
     else:
         sentence = f"No setting keeps p99 under {limit:g} ms; the nearest is {_words(points[front[0]])}"
     if recommended is not None and front:
@@ -151,12 +166,21 @@ def _result(stage: LoadStage, task: TestLoad, tests: list[LoadTest]) -> LoadSear
         conditions=tests[0].conditions if tests else stage.conditions(task.settings.instances),
         settings=task.settings,
         search=task.search,
-        sentence=sentence + ".",
+        sentence=sentence + "." + _lossy(points) + reused_in_words(reused, len(tests)),
         points=points,
         front=front,
         knee=knee,
         recommended=recommended,
     )
+
+
+def _lossy(points: Sequence[LoadPoint]) -> str:
+    """What is said of the settings that are left out for the requests they did not serve."""
+    shares = [point.unserved for point in points if point.unserved > UNSERVED]
+    if not shares:
+        return ""
+    many = "1 setting was" if len(shares) == 1 else f"{len(shares)} settings were"
+    return f" {many} left out: up to {max(shares):.0%} of the requests were rejected or failed."
 
 
 def _nearest(points: Sequence[LoadPoint], unclear: Sequence[int], limit: float | None) -> str:
