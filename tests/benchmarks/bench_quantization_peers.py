@@ -13,7 +13,8 @@ default. Trimtab runs a recipe through its own engine: export, optimize-graph, q
 All files are then timed in one process in turns, with the same session options, at batch 1 and 8; the ratio to the
 float graph comes with a 95 % interval. Accuracy is that on the labelled test data (10,000 images; 1,000 samples of
 a foreign model), paired with the float graph's; a file passes when the whole interval of its drop lies within one
-percentage point. A tool's best is its fastest file that passes. The last table says how much faster Trimtab's best is
+percentage point. A tool's best is its fastest file that passes; where no peer's passes, ours that does is compared with
+the fastest of theirs all the same. The last table says how much faster Trimtab's best is
 than each peer's best.
 
 Goals: on each model at least as fast as the fastest peer (to 2 %, for equal files differ by that by chance), and at
@@ -381,10 +382,13 @@ def _judge(goals: Goals, leads: dict[str, Interval], name: str, candidates: list
     passing = sorted((c for c in candidates if c.passes), key=lambda c: c.speed)
     ours = next((c for c in reversed(passing) if c.tool == "Trimtab"), None)
     best = next((c for c in reversed(passing) if c.tool != "Trimtab"), None)
+    if best is None:  # then what they are fastest with, though it answers worse than is allowed
+        title = f"{name}: at least as fast as the fastest peer, none of which is within the limit"
+        best = max((c for c in candidates if c.ratios and c.tool in PEERS), key=lambda c: c.speed, default=None)
     if ours is None:
         goals.counted(title, False, "Trimtab has no variant within the limit")
     elif best is None:
-        goals.undecided(title, "no peer has a file within the limit, or none could be installed")
+        goals.undecided(title, "no peer has a file that runs, or none could be installed")
     else:
         ratios = []
         for batch_size in BATCH_SIZES:
