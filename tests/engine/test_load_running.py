@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from gated_models import wait_for
 from onnx import TensorProto, helper
 from opened_models import CLASSIFIER, baseline_of, job_on, linear_graph, opened, save_graph, write
 from served_models import serving
@@ -18,6 +19,7 @@ from engine.context import JobContext, LoadedVariant
 from engine.measurements.load_test.live import is_loopback
 from engine.measurements.load_test.pool import request_pool
 from engine.measurements.load_test.running import LoadStage, load_of, policy_of, read_trace, run_task
+from engine.measurements.load_test.target import BatcherTarget
 from engine.models import ModelError
 from engine.protocol import LoadKnobs, LoadSearch, LoadSettings, LoadTest, LoadTick, Steer, TestLoad, Ticked, Took, Use
 from engine.runtimes import RuntimeUnavailable, load
@@ -186,6 +188,16 @@ def test_a_knob_that_does_not_fit_is_refused_in_the_log_and_changes_nothing(benc
     assert bench.ticks[-1].knobs.rate is None
 
 
+def test_a_batch_that_no_request_fits_any_more_is_refused(bench: Bench) -> None:
+    logged: list[str] = []
+    bench.job.log = logged.append  # type: ignore[method-assign]
+    steering = bench.when_ticking(Steer(knobs=LoadKnobs(max_batch_size=2)))
+    test = bench.run(concurrency=2, seconds=0.9, warm_up_seconds=0.0, rows_per_request=4, max_batch_size=8)
+    steering.join()
+    assert logged == ["Not changed: a request of 4 rows fits no batch of 2."]
+    assert (test.marks, test.summary.rejected) == ((), 0)
+
+
 def test_a_knob_that_fails_is_said_in_the_log_and_those_after_it_still_turn(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,11 +214,18 @@ def test_a_knob_that_fails_is_said_in_the_log_and_those_after_it_still_turn(
     steering = bench.when_ticking(
         Steer(knobs=LoadKnobs(concurrency=3, instances=8)),
         Steer(knobs=LoadKnobs(max_batch_size=2)),
-        Steer(stop=True),
     )
+
+    def stop() -> None:
+        wait_for(lambda: any(tick.knobs.max_batch_size == 2 for tick in bench.ticks))
+        bench.steer(Steer(stop=True))
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
     began = time.monotonic()
     test = bench.run(concurrency=2, seconds=60, warm_up_seconds=0.0)
     steering.join()
+    stopping.join()
     assert time.monotonic() - began < 30
     assert logged == ["Not changed: RuntimeError: CUDA out of memory. Tried to allocate 2 GiB."]
     assert [mark.text for mark in test.marks] == ["concurrency 3", "max batch 2"]
@@ -233,6 +252,76 @@ def test_a_pause_stops_the_sending_and_stop_keeps_what_was_measured(bench: Bench
     assert bench.ticks[-1].knobs.paused is True
     assert test.summary.completed > 0
     assert test.summary.unanswered == 0
+
+
+@pytest.mark.parametrize("where", ["loading", "opening"])
+def test_a_stop_before_the_first_request_is_sent_is_not_lost(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """While the model is warmed up, and while the target opens: between the last look and the first request."""
+    plain: Any = ModelCopies.warm_up if where == "loading" else BatcherTarget.open
+
+    def stopped_meanwhile(*arguments: Any) -> None:
+        plain(*arguments)
+        bench.steer(Steer(knobs=LoadKnobs(paused=True)))
+        bench.steer(Steer(stop=True))
+
+    if where == "loading":
+        monkeypatch.setattr(ModelCopies, "warm_up", stopped_meanwhile)
+    else:
+        monkeypatch.setattr(BatcherTarget, "open", stopped_meanwhile)
+    began = time.monotonic()
+    test = bench.run(rate=200.0, seconds=60, warm_up_seconds=0.0)
+    assert time.monotonic() - began < 30
+    assert [mark.text for mark in test.marks] == ["paused"]
+    assert (test.summary.completed, test.summary.valid) == (0, False)
+
+
+def test_a_pause_that_is_asked_for_and_taken_back_while_the_model_loads_leaves_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = ModelCopies.warm_up
+
+    def steered_meanwhile(*arguments: Any) -> None:
+        plain(*arguments)
+        for paused in (True, False):
+            bench.steer(Steer(knobs=LoadKnobs(paused=paused)))
+
+    monkeypatch.setattr(ModelCopies, "warm_up", steered_meanwhile)
+    test = bench.run(rate=200.0, seconds=0.5, warm_up_seconds=0.0)
+    assert test.marks == ()
+    assert test.summary.completed > 0
+
+
+def test_pause_and_stop_wait_for_no_other_knob(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies take long to load: until they have, the test can be paused and stopped all the same."""
+    loading, ended = threading.Event(), threading.Event()
+    plain = ModelCopies.runs
+
+    def slow(copies: ModelCopies, count: int):
+        if count > 1:
+            loading.set()
+            ended.wait(60)
+        return plain(copies, count)
+
+    def act() -> None:
+        assert bench.ticked.wait(30)
+        bench.steer(Steer(knobs=LoadKnobs(instances=2)))
+        assert loading.wait(30)
+        bench.steer(Steer(knobs=LoadKnobs(paused=True)))
+        wait_for(lambda: bench.ticks[-1].knobs.paused is True)
+        bench.steer(Steer(stop=True))
+
+    monkeypatch.setattr(ModelCopies, "runs", slow)
+    thread = threading.Thread(target=act)
+    thread.start()
+    began = time.monotonic()
+    test = bench.run(rate=200.0, seconds=90, warm_up_seconds=0.0)
+    ended.set()
+    thread.join()
+    assert time.monotonic() - began < 30
+    assert [mark.text for mark in test.marks] == ["paused"]
+    assert test.summary.completed > 0
 
 
 def test_requests_are_the_users_own_samples(bench: Bench) -> None:

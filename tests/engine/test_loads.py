@@ -91,6 +91,47 @@ def test_knobs_are_checked_like_settings() -> None:
         check_knobs(LoadKnobs(max_batch_size=0))
 
 
+@pytest.mark.parametrize(
+    ("load", "knobs", "sentence"),
+    [
+        ({"concurrency": 4}, {"rate": 5.0}, "and no rate: change its concurrency."),
+        ({"rate": 5}, {"concurrency": 4}, "has no concurrency: change its rate."),
+        ({"offline": True}, {"rate": 5.0}, "as fast as possible"),
+        ({"offline": True}, {"concurrency": 4}, "as fast as possible"),
+        ({"rate": 5, "url": "http://x:1"}, {"max_batch_size": 4}, "The batching of a server cannot be changed"),
+        ({"rate": 5, "url": "http://x:1"}, {"rate": 6.0, "max_wait_ms": 0.0}, "The batching of a server"),
+        ({"rate": 5, "rows_per_request": 8}, {"max_batch_size": 4}, "A request of 8 rows fits no batch of 4."),
+    ],
+)
+def test_a_knob_that_a_load_test_does_not_have_is_refused_by_the_engine(
+    load: dict[str, Any], knobs: dict[str, Any], sentence: str
+) -> None:
+    told: list[Steer] = []
+    loads = {"one": read_load(load)}
+    jobs = SimpleNamespace(load_of=loads.get, steer=lambda job, message: told.append(message))
+    engine = cast(Any, SimpleNamespace(session=SimpleNamespace(jobs=loads), jobs=jobs))
+    with pytest.raises(SessionError) as caught:
+        _steer(engine, SteerLoad(request=0, job="one", knobs=LoadKnobs(**knobs)))
+    assert sentence in str(caught.value)
+    assert told == []
+    _steer(engine, SteerLoad(request=0, job="one", knobs=LoadKnobs(paused=True), stop=True))
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("load", "knobs"),
+    [
+        ({"concurrency": 4}, {"concurrency": 5, "max_batch_size": 4, "instances": 2}),
+        ({"rate": 5}, {"rate": 6.0, "max_wait_ms": 0.0}),
+        ({"arrivals": "replay", "trace": "/t.txt"}, {"rate": 6.0}),
+        ({"offline": True, "rows_per_request": 8}, {"max_batch_size": 8}),
+        ({"concurrency": 5, "url": "http://x:1"}, {"concurrency": 6}),
+    ],
+)
+def test_a_knob_that_a_load_test_has_is_turned(load: dict[str, Any], knobs: dict[str, Any]) -> None:
+    assert check_knobs(LoadKnobs(**knobs), read_load(load)) == LoadKnobs(**knobs)
+
+
 def test_the_same_question_has_the_same_key_and_another_has_not(tmp_path: Path) -> None:
     session = Session.open(tmp_path / "m.trimtab")
     variant = add_variant(session, "baseline")

@@ -98,6 +98,8 @@ class LoadGenerator:
     def set_rate(self, rate: float) -> None:
         """Requests a second from now on."""
         if self._schedule is None:
+            if self.load.arrivals == "offline":
+                raise ValueError("an offline load has no rate")
             raise ValueError("a closed loop has no rate: change its concurrency")
         if not 0 < rate < 1e9:
             raise ValueError(f"a rate must be above 0, not {rate}")
@@ -109,6 +111,8 @@ class LoadGenerator:
     def set_concurrency(self, callers: int) -> None:
         if self._schedule is not None:
             raise ValueError("an open loop has no concurrency: change its rate")
+        if self.load.arrivals == "offline":
+            raise ValueError("an offline load has no concurrency")
         if callers < 1:
             raise ValueError(f"concurrency must be at least 1, not {callers}")
         self._concurrency = callers

@@ -6,6 +6,8 @@ hardware's sampler, and the ear for knobs. Each `test` sends one load and return
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from ...context import JobContext, LoadedVariant
 from ...models import ModelError
 from ...protocol import (
     Conditions,
+    LoadKnobs,
     LoadSearch,
     LoadSettings,
     LoadTest,
@@ -101,7 +104,13 @@ class LoadStage:
     def __init__(self, job: JobContext, variant: LoadedVariant, runtime: str, settings: LoadSettings) -> None:
         self.job, self.variant, self.runtime = job, variant, runtime
         self.stopped = False
+        self._paused = False
+        """Asked for, maybe before the test was there."""
         self._live: LiveTest | None = None
+        self._asked = threading.Lock()
+        """Around what is asked at once (stop, pause) and the test that it is asked of: none of it gets lost between."""
+        self._knobs: queue.SimpleQueue[LoadKnobs] = queue.SimpleQueue()
+        """The others: they take their time."""
         self._closed = False
         job.progress(0, None, f"loading {variant.record.name}")
         self.copies = ModelCopies(job.model, variant, runtime, job.spec.device, job.spec.threads)
@@ -111,10 +120,12 @@ class LoadStage:
         except BaseException:
             self.close()
             raise
+        threading.Thread(target=self._turn_on, name="knobs", daemon=True).start()
         job.hear(self._steer)
 
     def close(self) -> None:
         self._closed = True
+        self._knobs.put(LoadKnobs())  # for its thread to end
         self.copies.close()
         self.telemetry.close()
 
@@ -144,14 +155,17 @@ class LoadStage:
         target, where = self._target(settings)
         live = LiveTest(self, settings, target, LoadGenerator(target, self.pool, load), phase)
         live.stop_saturated = stop_saturated
-        self._live = live
         others = OtherWork()
-        if self.stopped:
-            live.generator.stop()
+        with self._asked:
+            self._live = live
+            live.set_paused(self._paused)
+            if self.stopped:
+                live.generator.stop()
         try:
             record = live.run()
         finally:
-            self._live = None
+            with self._asked:
+                self._live, self._paused = None, False
         summary = summarise(record, live.generator.load, live.generator.sending_ended)
         if settings.url is not None:
             from .server_target import ServerTarget
@@ -221,22 +235,38 @@ class LoadStage:
     # --- knobs -------------------------------------------------------------------------------------
 
     def _steer(self, message: Steer) -> None:
-        """From another thread, any time. What cannot be done is said in the job's log."""
-        self.stopped = self.stopped or message.stop
-        live = self._when_sending(message)
-        if live is None:
-            return
-        try:
-            live.turn(message.knobs)
-        except Exception as error:  # whatever it was: this thread has to hear the next knob, and stop
-            self.job.log(f"Not changed: {_why(error)}.")
-        if message.stop:
-            live.generator.stop()
+        """From another thread, any time. Stop and pause are done at once, whatever another knob waits for; what cannot
+        be done is said in the job's log."""
+        with self._asked:
+            self.stopped = self.stopped or message.stop
+            paused, live = message.knobs.paused, self._live
+            if paused is not None:
+                self._paused = paused
+                if live is not None:
+                    live.set_paused(paused)
+            if message.stop and live is not None:
+                live.generator.stop()
+        others = msgspec.structs.replace(message.knobs, paused=None)
+        if others != LoadKnobs():
+            self._knobs.put(others)
 
-    def _when_sending(self, message: Steer) -> LiveTest | None:
-        """The test that runs, once it sends: who turns a knob while the model is loaded means what comes then."""
+    def _turn_on(self) -> None:
+        """Turn one knob after the other, in a thread of its own: a number of instances takes as long as loading them,
+        and one turned while the model is loaded means what comes then."""
+        while True:
+            knobs = self._knobs.get()
+            live = self._when_sending()
+            if live is None:
+                return
+            try:
+                live.turn(knobs)
+            except Exception as error:  # whatever it was: the next knob has to turn
+                self.job.log(f"Not changed: {_why(error)}.")
+
+    def _when_sending(self) -> LiveTest | None:
+        """The test that runs, once it sends; None when none will."""
         while (live := self._live) is None or not live.generator.started:
-            if message.stop or self._closed:
+            if self.stopped or self._closed:
                 return None
             time.sleep(HEAR_SECONDS)
         return live
