@@ -137,9 +137,12 @@ def _demand_sense(settings: LoadSettings, raw: dict[str, Any]) -> None:
 
 def _demand_use(settings: LoadSettings) -> None:
     """Refuse what would count for nothing in silence."""
+    callers = settings.concurrency is not None or settings.offline or (settings.sweep and settings.rate is None)
+    schedule = (not callers, "a load that follows a schedule: a rate, a trace, or slo_p99_ms alone")
     needs = {
-        "trace": (settings.arrivals == "replay", 'arrivals = "replay"'),
-        "burst_size": (settings.arrivals == "bursty", 'arrivals = "bursty"'),
+        "arrivals": schedule,
+        "trace": schedule if callers else (settings.arrivals == "replay", 'arrivals = "replay"'),
+        "burst_size": schedule if callers else (settings.arrivals == "bursty", 'arrivals = "bursty"'),
         "model_name": (settings.url is not None, "url"),
         **dict.fromkeys(("sweep_batch_sizes", "sweep_waits_ms", "sweep_instances"), (settings.sweep, "sweep")),
     }

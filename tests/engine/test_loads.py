@@ -46,6 +46,11 @@ def test_a_load_is_read_from_text_as_from_numbers() -> None:
         ({"rate": 5, "url": "ftp://x"}, "http://host:port or grpc://host:port"),
         ({"rate": 5, "trace": "/t.txt"}, 'trace counts only with arrivals = "replay"'),
         ({"rate": 5, "burst_size": 4}, 'burst_size counts only with arrivals = "bursty"'),
+        ({"concurrency": 5, "arrivals": "bursty"}, "arrivals counts only with a load that follows a schedule"),
+        ({"concurrency": 5, "arrivals": "replay", "trace": "/t.txt"}, "arrivals counts only with a load that follows"),
+        ({"offline": True, "trace": "/t.txt"}, "trace counts only with a load that follows a schedule: a rate,"),
+        ({"offline": True, "burst_size": 4}, "burst_size counts only with a load that follows a schedule"),
+        ({"sweep": True, "arrivals": "replay", "trace": "/t.txt"}, "arrivals counts only with a load that follows"),
         ({"rate": 5, "model_name": "m"}, "model_name counts only with url"),
         ({"rate": 5, "sweep_waits_ms": [0, 5]}, "sweep_waits_ms counts only with sweep"),
         ({"sweep": True, "url": "http://x:1"}, "a server's batching cannot be changed"),
@@ -56,6 +61,15 @@ def test_what_makes_no_sense_is_a_sentence(raw: dict, sentence: str) -> None:
         read_load(raw)
     assert sentence in str(caught.value)
     assert str(caught.value).endswith((".", "?"))
+
+
+def test_how_requests_arrive_may_be_said_wherever_there_is_a_schedule() -> None:
+    bursty = {"arrivals": "bursty", "burst_size": 4}
+    for load in ({"rate": 5}, {"slo_p99_ms": 10}, {"sweep": True, "rate": 5}):
+        assert read_load(load | bursty).burst_size == 4
+    assert (
+        read_load({"concurrency": 5, "arrivals": "poisson", "burst_size": 8}).concurrency == 5
+    )  # as a form fills it in
 
 
 def test_what_is_asked_says_what_is_searched() -> None:
