@@ -8,7 +8,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import numpy as np
 import pytest
 from served_models import RunningServer, serving
@@ -20,6 +22,7 @@ from engine.measurements.load_test.server_target import ServerTarget, open_targe
 from engine.measurements.load_test.summary import summarise
 from engine.protocol import LoadSettings
 from engine.runtimes import RuntimeUnavailable
+from engine.serving.grpc_messages import CLASSES
 
 POOL = [{"x": np.full((1, 3), value, np.float32)} for value in range(4)]
 
@@ -218,6 +221,34 @@ def test_a_server_that_is_not_there_is_said_to_be(server: RunningServer):
         )
         assert f"127.0.0.1:{port} cannot be reached" in refusal(f"grpc://127.0.0.1:{port}")
     assert "no valid port" in refusal("http://127.0.0.1:99999999")
+
+
+@contextlib.contextmanager
+def grpc_server(*handlers: grpc.GenericRpcHandler) -> Iterator[str]:
+    server = grpc.server(ThreadPoolExecutor(2), handlers)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"grpc://127.0.0.1:{port}"
+    server.stop(None).wait(10)
+
+
+class Locked(grpc.GenericRpcHandler):
+    """It says that it is ready, and whoever asks more has to sign in."""
+
+    def service(self, call):
+        def answer(request, context):
+            if not call.method.endswith("/ServerReady"):
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "Sign in first.\nOr else.")
+            return CLASSES["ServerReadyResponse"](ready=True).SerializeToString()
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+def test_another_grpc_service_is_a_sentence():
+    with grpc_server() as url:
+        assert refusal(url).endswith(" does not answer as a KServe v2 server does: Method not found.")
+    with grpc_server(Locked()) as url:
+        assert refusal(url).endswith(" does not answer as a KServe v2 server does: Sign in first.")
 
 
 @pytest.mark.parametrize("way", ["HTTP", "gRPC"])

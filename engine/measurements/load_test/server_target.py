@@ -30,7 +30,7 @@ from ...batching.queue import CLOSED, COMPLETED, EXPIRED, FAILED, REJECTED, Requ
 from ...protocol import Conditions, LoadSettings, LoadSummary
 from ...runtimes import RuntimeUnavailable
 from ...safety import clean_text
-from .server_channel import Answer, Channel, Connection, Unreachable, mismatch
+from .server_channel import Answer, Channel, Connection, Refused, Unreachable, mismatch
 from .server_http import HttpChannel
 from .target import Dropped
 
@@ -135,6 +135,9 @@ class ServerTarget:
             self._ask(self._check(pool), PATIENCE_SECONDS)
         except Unreachable as error:
             raise RuntimeUnavailable(f"{self._where} cannot be reached: {clean_text(str(error), 200)}.") from None
+        except Refused as error:
+            why = clean_text(str(error).partition("\n")[0], 200).rstrip(".!")
+            raise RuntimeUnavailable(f"{self._where} does not answer as a KServe v2 server does: {why}.") from None
         except FutureTimeout:
             raise RuntimeUnavailable(f"{self._where} does not answer within {PATIENCE_SECONDS:.0f} s.") from None
 
