@@ -537,6 +537,21 @@ def test_a_trace_is_replayed_and_a_bad_one_is_a_sentence(bench: Bench, tmp_path:
         read_trace(str(trace))
 
 
+def test_a_trace_of_which_a_part_would_be_left_out_or_that_has_no_gaps_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = tmp_path / "trace.txt"
+    trace.write_text("5\n5\n5")
+    with pytest.raises(ModelError, match=r"has one moment only: .* at least two arrival times that differ"):
+        load_of(LoadSettings(arrivals="replay", trace=str(trace), rate=5.0, seconds=3.0))
+    monkeypatch.setattr("engine.measurements.load_test.running.MOST_TRACE_LINES", 3)
+    trace.write_text("1\n2\n3")
+    assert len(read_trace(str(trace))) == 3
+    trace.write_text("1\n2\n3\n4")
+    with pytest.raises(ModelError, match="has more than 3 arrival times: split it"):
+        read_trace(str(trace))
+
+
 def test_a_trace_is_replayed_whole_and_once_unless_seconds_are_given(bench: Bench, tmp_path: Path) -> None:
     trace = tmp_path / "trace.txt"
     trace.write_text("\n".join(str(5 + 0.01 * n * n) for n in range(13)))

@@ -365,9 +365,13 @@ def policy_of(settings: LoadSettings) -> BatchPolicy:
 def read_trace(path: str) -> tuple[float, ...]:
     """Arrival times in seconds from a text file, one a line. Raises ModelError with a sentence."""
     try:
-        times = np.loadtxt(path, dtype=float, ndmin=1, max_rows=MOST_TRACE_LINES)
+        times = np.loadtxt(path, dtype=float, ndmin=1, max_rows=MOST_TRACE_LINES + 1)
     except (OSError, ValueError) as error:
         raise ModelError(f"The trace {path} cannot be read: one arrival time in seconds a line ({error}).") from None
     if times.ndim != 1 or len(times) < 2 or not np.isfinite(times).all():
         raise ModelError(f"The trace {path} needs at least two arrival times in seconds, one a line.")
+    if len(times) > MOST_TRACE_LINES:
+        raise ModelError(f"The trace {path} has more than {MOST_TRACE_LINES:,} arrival times: split it.")
+    if times.min() == times.max():
+        raise ModelError(f"The trace {path} has one moment only: it needs at least two arrival times that differ.")
     return tuple(np.sort(times).tolist())
