@@ -4,7 +4,8 @@ import threading
 import time
 import weakref
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -15,13 +16,29 @@ from onnx import TensorProto, helper
 from opened_models import CLASSIFIER, baseline_of, job_on, linear_graph, opened, save_graph, write
 from served_models import serving
 
+from engine.batching.queue import COMPLETED, FAILED
 from engine.context import JobContext, LoadedVariant
-from engine.measurements.load_test.live import is_loopback
+from engine.measurements.load_test.live import LiveTest, is_loopback
 from engine.measurements.load_test.pool import request_pool
+from engine.measurements.load_test.record import Record
+from engine.measurements.load_test.request import Load
 from engine.measurements.load_test.running import LoadStage, load_of, policy_of, read_trace, run_task
 from engine.measurements.load_test.target import BatcherTarget
 from engine.models import ModelError
-from engine.protocol import LoadKnobs, LoadSearch, LoadSettings, LoadTest, LoadTick, Steer, TestLoad, Ticked, Took, Use
+from engine.protocol import (
+    GpuSample,
+    LoadKnobs,
+    LoadSearch,
+    LoadSettings,
+    LoadTest,
+    LoadTick,
+    Steer,
+    TelemetrySample,
+    TestLoad,
+    Ticked,
+    Took,
+    Use,
+)
 from engine.runtimes import RuntimeUnavailable, load
 from engine.runtimes.copies import ModelCopies
 from engine.serving.tensors import ServedTensor
@@ -322,6 +339,50 @@ def test_pause_and_stop_wait_for_no_other_knob(bench: Bench, monkeypatch: pytest
     assert time.monotonic() - began < 30
     assert [mark.text for mark in test.marks] == ["paused"]
     assert test.summary.completed > 0
+
+
+def test_energy_is_shared_out_among_the_requests_answered_while_it_was_measured() -> None:
+    """Under overload many answers come after the last request was sent: the joules up to then are not theirs."""
+    load = Load(arrivals="constant", rate=100, seconds=3.0, warm_up_seconds=1.0)
+    record = Record.empty(400)
+    record.count = 400
+    record.finished[:] = np.arange(400) / 100  # a hundred a second, the last hundred during the drain
+    record.status[:] = COMPLETED
+    record.status[150:160] = FAILED
+    generator: Any = SimpleNamespace(load=load, record=record, sending_ended=3.0)
+    stage: Any = SimpleNamespace(job=SimpleNamespace(spec=SimpleNamespace(device="cuda:0")), stopped=False)
+    live = LiveTest(stage, LoadSettings(rate=100.0), cast(Any, None), generator, "")
+    for at in (1.0001, 2.0, 3.0001):
+        gpu = GpuSample(index=0, power_w=400.0, energy_j=400.0 * at)
+        live._samples.append((at, TelemetrySample(time=at, cpu=0.5, gpus=(gpu,))))
+    assert live.use().energy_j == pytest.approx(800.0)
+    assert live.use().energy_per_1000_requests_j == pytest.approx(800.0 / 191 * 1000, rel=0.001)
+    assert not live.came_too_late()
+    record.finished[:] = 3.5
+    assert live.use().energy_per_1000_requests_j is None
+    assert live.came_too_late()
+
+
+def test_answers_that_come_only_after_the_sending_are_said_to_tell_no_throughput(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = ModelCopies.runs
+
+    def slowed(copies: ModelCopies, count: int):
+        def slow(run):
+            def call(inputs):
+                time.sleep(0.8)
+                return run(inputs)
+
+            return call
+
+        return [slow(run) for run in plain(copies, count)]
+
+    monkeypatch.setattr(ModelCopies, "runs", slowed)
+    test = bench.run(offline=True, seconds=0.3, warm_up_seconds=0.0, max_batch_size=1)
+    assert test.summary.unanswered == 0
+    assert test.summary.achieved_per_s == 0
+    assert any(note.startswith("Answers came only after the 0.3 s of sending") for note in test.notes)
 
 
 def test_requests_are_the_users_own_samples(bench: Bench) -> None:

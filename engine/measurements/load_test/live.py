@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from ...batching.queue import COMPLETED
 from ...protocol import LoadKnobs, LoadMark, LoadSettings, LoadTick, Progressed, TelemetrySample, Ticked, Use
 from ...protocol.load import no_batch_for
 from .generator import LoadGenerator
@@ -205,8 +206,21 @@ class LiveTest:
         device = self.stage.job.spec.device
         return int(device.partition(":")[2] or 0) if device != "cpu" else 1 << 30
 
-    def use(self, completed: int) -> Use:
-        """Means over the measured part."""
+    def came_too_late(self) -> bool:
+        """There were answers, and none while requests were sent."""
+        record = self.generator.record
+        completed = bool((record.status[: record.count] == COMPLETED).any())
+        return completed and not self._answered() and not self.stage.stopped
+
+    def _answered(self) -> int:
+        """Requests answered within the measured part: the others are no part of what it took."""
+        record, load = self.generator.record, self.generator.load
+        finished, status = record.finished[: record.count], record.status[: record.count]
+        within = (finished >= load.warm_up_seconds) & (finished <= self.generator.sending_ended)
+        return int((within & (status == COMPLETED)).sum())
+
+    def use(self) -> Use:
+        """Means over the measured part; its energy is shared out among the requests that were answered in it."""
         load, ended = self.generator.load, self.generator.sending_ended
         samples = [one for at, one in self._samples if load.warm_up_seconds < at <= ended + TICK_SECONDS]
         index = self._gpu_index()
@@ -218,7 +232,7 @@ class LiveTest:
         if energy is None and power is not None:
             energy = power * seconds
         share = seconds / max(ended - load.warm_up_seconds, 1e-9)
-        answered = completed * min(share, 1.0)
+        answered = self._answered() * min(share, 1.0)
         return Use(
             cpu=_mean([one.cpu for one in samples]),
             memory_bytes=max((one.memory_used_bytes for one in samples if one.memory_used_bytes), default=None),

@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
@@ -45,11 +45,14 @@ from .request import Load
 from .summary import summarise
 from .target import BatcherTarget, Target
 
+if TYPE_CHECKING:
+    from .server_target import ServerTarget
+
 HEAR_SECONDS = 0.02
 """How often a knob that was turned too early looks whether the test has begun."""
 
 MOST_TRACE_LINES = 5_000_000
-"""Arrivals read from a trace."""
+"""Arrivals of a trace that is read."""
 
 LONGEST_TRACE_SECONDS = 86_400.0
 """Of a replay, as of any test."""
@@ -168,13 +171,15 @@ class LoadStage:
                 self._live, self._paused = None, False
         summary = summarise(record, live.generator.load, live.generator.sending_ended)
         if settings.url is not None:
-            from .server_target import ServerTarget
-
-            assert isinstance(target, ServerTarget)
-            summary = target.with_server_figures(summary)
+            summary = _server(target).with_server_figures(summary)
         if live.generator.errors and summary.failed:
             notes += (f"Failed: {live.generator.errors[0]}.",)
         notes += _by_priority(record, load)
+        if live.came_too_late():
+            notes += (
+                f"Answers came only after the {load.seconds:g} s of sending, so there is no throughput to tell: give"
+                " more seconds.",
+            )
         if live.turned:
             notes += ("Its settings were changed while it ran: the figures mix them.",)
         if not live.here:
@@ -189,7 +194,7 @@ class LoadStage:
             conditions=where(),
             settings=settings,
             summary=summary,
-            use=live.use(summary.completed),
+            use=live.use(),
             marks=live.marks,
             notes=(*self.notes, *notes),
             saturated=live.saturated(),
@@ -270,6 +275,13 @@ class LoadStage:
                 return None
             time.sleep(HEAR_SECONDS)
         return live
+
+
+def _server(target: Target) -> ServerTarget:
+    from .server_target import ServerTarget
+
+    assert isinstance(target, ServerTarget)
+    return target
 
 
 def load_of(settings: LoadSettings) -> tuple[Load, tuple[str, ...]]:
