@@ -118,6 +118,20 @@ def test_several_samples_make_one_request(server: RunningServer):
     assert server.model.counts().rows == before + 4 * 20
 
 
+@pytest.mark.parametrize("way", ["HTTP", "gRPC", "plain"])
+def test_what_is_sent_is_laid_out_before_the_load_and_nothing_else(server: RunningServer, way, monkeypatch):
+    settings = LoadSettings(url=addresses(server)[way], concurrency=2, rows_per_request=4)
+    target = open_target(settings, POOL)
+    load = Load(arrivals="closed", concurrency=2, seconds=30, requests=20, samples_per_request=4)
+    generator = LoadGenerator(target, POOL, load)
+    assert target._payloads == {}
+    target.prepare(generator.inputs)
+    assert [len(inputs["x"]) for inputs, _ in target._payloads.values()] == [4] * len(POOL)
+    monkeypatch.setattr(target.channel, "encode", None)  # called no more
+    record = generator.run()
+    assert (record.status[:20] == COMPLETED).all()
+
+
 def test_what_the_server_turns_away_is_counted_as_what_it_is():
     def fails(inputs):
         if inputs["x"][0, 0] == 3:

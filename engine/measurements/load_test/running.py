@@ -156,7 +156,10 @@ class LoadStage:
         settings = msgspec.structs.replace(settings, seconds=load.seconds)
         self.job.progress(0, load.seconds, f"{phase}: warming the model up" if phase else "warming the model up")
         target, where = self._target(settings)
-        live = LiveTest(self, settings, target, LoadGenerator(target, self.pool, load), phase)
+        generator = LoadGenerator(target, self.pool, load)
+        if settings.url is not None:
+            _server(target).prepare(generator.inputs)
+        live = LiveTest(self, settings, target, generator, phase)
         live.stop_saturated = stop_saturated
         others = OtherWork()
         with self._asked:

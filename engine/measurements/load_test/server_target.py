@@ -14,7 +14,7 @@ import asyncio
 import functools
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -77,10 +77,14 @@ class ServerTarget:
         self._figures: dict[str, Any] = {}
         self._closed = False
 
-    @property
-    def natural_concurrency(self) -> int:
-        """Enough for two batches of the settings' size, whatever the server's own is."""
-        return min(self._most, 4 * self.settings.max_batch_size)
+    def natural_concurrency(self, rows: int) -> int:
+        """Enough for several batches of the settings' size, whatever the server's own is."""
+        return min(self._most, -(-4 * self.settings.max_batch_size // rows))
+
+    def prepare(self, requests: Iterable[Arrays]) -> None:
+        """Lay out what will be sent, before the load: nothing is encoded while times are taken."""
+        for inputs in requests:
+            self._payload(inputs)
 
     def open(self, deliver: Deliver) -> None:
         """See `Target`."""
@@ -160,8 +164,6 @@ class ServerTarget:
                 if why := mismatch(takes, _repeated(inputs, rows)):
                     model = clean_text(self.model, 80)
                     raise RuntimeUnavailable(f"{model} at {channel.address} is another model: {why}.")
-        for inputs in pool:
-            self._payload(inputs)
         connection = await channel.connect()
         answer = await connection.call(channel.encode(self.model, _repeated(pool[0], rows)))
         connection.close()
