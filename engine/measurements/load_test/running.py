@@ -269,6 +269,8 @@ class LoadStage:
             try:
                 live.turn(knobs)
             except Exception as error:  # whatever it was: the next knob has to turn
+                if self._closed:  # the job has ended meanwhile, and its copies with it
+                    return
                 self.job.log(f"Not changed: {_why(error)}.")
 
     def _when_sending(self) -> LiveTest | None:
