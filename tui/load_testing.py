@@ -119,7 +119,10 @@ async def steer(session: Path, options: argparse.Namespace) -> int:
             raise UsageError(
                 "Nothing to change: give --rate, --max-batch-size, --pause, --stop … (trimtab steer --help)."
             )
-        await client.request(SteerLoad(request=0, job=job.id, knobs=knobs, stop=options.stop))
+        try:
+            await client.request(SteerLoad(request=0, job=job.id, knobs=knobs, stop=options.stop))
+        except EngineError as error:
+            raise UsageError(str(error)) from None
         if options.json:
             print_result(json.dumps({"schema": "trimtab/steer/1", "job": job.id}))
         else:

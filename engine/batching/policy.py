@@ -32,8 +32,8 @@ class BatchPolicy(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_batch_size: int = 32
     """Rows of the largest batch; never exceeded."""
     max_wait_ms: float = 10.0
-    """How long the oldest request may wait for company while an instance of the model is idle. While all are busy
-    a batch grows anyway, whatever stands here."""
+    """How long the oldest request may wait for company while an instance of the model is idle, or until shortly before
+    the first time limit of those that wait. While all are busy a batch grows anyway, whatever stands here."""
     wait: Literal["when-it-pays", "always"] = "when-it-pays"
     """"when-it-pays": a batch for an idle instance waits only while the arrivals and run times seen so far say that
     one more request brings more than the waiting costs. "always": it waits `max_wait_ms`, as Triton does."""

@@ -1,7 +1,8 @@
 """Which requests make the next batch, and when: the decision without threads, clocks or models.
 
 A request belongs to a *group* of those it can share a batch with (same names, dtypes and shapes but for the
-rows). A group is ready when it is full, when it reached a preferred size, or when it need not wait any more.
+rows). A group is ready when it is full, when it reached a preferred size, or when it need not wait any more; shortly
+before one of its deadlines it need not, so none passes while an instance is idle.
 Of the ready groups the one with the most urgent, then oldest request goes first, so a rare shape neither blocks
 the others nor starves. Times are seconds of one monotonic clock, always passed in. Not thread-safe.
 """
@@ -28,6 +29,10 @@ PATIENCE = 3.0
 
 WAKE_SECONDS = 60e-6
 """What a thread's timed wait costs on Linux beyond its time; no wait shorter than this can pay."""
+
+DEADLINE_SECONDS = 0.005
+"""So long before the first of its deadlines a group waits for company no more: a thread that is woken may have to wait
+for the interpreter (Python hands it over every 5 ms). Of a shorter limit at least half is left for company."""
 
 GROUPS_KEPT = 64
 """Empty groups are kept up to this number, for what they know about their arrivals."""
@@ -114,9 +119,11 @@ class ServiceTimes:
 class _Group:
     """Waiting requests that fit together, by order of service; and how fast they come."""
 
-    __slots__ = ("gap", "last_arrival", "levels", "order", "requests", "rows")
+    __slots__ = ("_due", "_due_is_known", "gap", "last_arrival", "levels", "order", "requests", "rows")
 
     def __init__(self) -> None:
+        self._due = FOREVER
+        self._due_is_known = True
         self.levels: dict[int, deque[Request]] = {}
         self.order: list[int] = []
         self.rows = 0
@@ -132,6 +139,24 @@ class _Group:
         line.append(request)
         self.rows += request.rows
         self.requests += 1
+        if request.deadline < FOREVER and (due := _due(request)) < self._due:
+            self._due = due
+
+    def forget(self, rows: int, requests: int) -> None:
+        """So many left the group."""
+        self.rows -= rows
+        self.requests -= requests
+        self._due_is_known = self._due == FOREVER
+        if not self.requests:
+            self._due, self._due_is_known = FOREVER, True
+
+    def due(self) -> float:
+        """When it has to be taken at the latest, or one of its deadlines passes. Looks at every request after some
+        left: for groups that are less than a batch."""
+        if not self._due_is_known:
+            self._due = min(_due(request) for line in self.levels.values() for request in line)
+            self._due_is_known = True
+        return self._due
 
     def head(self) -> Request:
         for level in self.order:
@@ -180,8 +205,7 @@ class RequestQueue:
             return False
         group = self._groups[request.key]
         group.levels[request.level].remove(request)
-        group.rows -= request.rows
-        group.requests -= 1
+        group.forget(request.rows, 1)
         self.count -= 1
         return True
 
@@ -258,8 +282,8 @@ class RequestQueue:
             if not self._one_more_pays(group, others_idle):
                 return now
             patience = max(PATIENCE * group.gap, WAKE_SECONDS)
-            return min(group.oldest() + wait, group.last_arrival + patience)
-        return group.oldest() + wait
+            return min(group.oldest() + wait, group.last_arrival + patience, group.due())
+        return min(group.oldest() + wait, group.due())
 
     def _one_more_pays(self, group: _Group, others_idle: bool) -> bool:
         """Is the sum of latencies smaller when the batch waits for the next arrival than when it goes now?
@@ -293,8 +317,7 @@ class RequestQueue:
                 rows += request.rows
             if line:
                 break
-        group.rows -= rows
-        group.requests -= len(taken)
+        group.forget(rows, len(taken))
         self.count -= len(taken)
         return Batch(taken, rows, now, self.count)
 
@@ -303,6 +326,12 @@ class RequestQueue:
         if len(self._deadlines) > 2 * self.count + 1000:  # forget those that were served long before their deadline
             self._deadlines = [entry for entry in self._deadlines if entry[2].status == QUEUED]
             heapq.heapify(self._deadlines)
+
+
+def _due(request: Request) -> float:
+    """When a request that an instance is free for waits for company no longer: a little before its deadline. That is
+    for its time in the queue, not for its answer, so what the run will take does not count."""
+    return request.deadline - min(DEADLINE_SECONDS, max(request.deadline - request.arrival, 0.0) / 2)
 
 
 def _preferred_prefix(group: _Group, policy: BatchPolicy) -> int:

@@ -41,6 +41,11 @@ def too_many(rate: float, seconds: float) -> str | None:
     )
 
 
+def no_batch_for(rows: int, max_batch_size: float) -> str | None:
+    """Why a request of so many rows cannot be sent, as the end of a sentence; None: it can."""
+    return None if rows <= max_batch_size else f"a request of {rows} rows fits no batch of {max_batch_size:g}"
+
+
 NONE = {"empty": "none"}
 """Of a setting that may stay empty: there is none then, where another would be chosen."""
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from ..protocol import Field, LoadKnobs, LoadSettings, LoadTest, TechniqueInfo, Variant
-from ..protocol.load import too_many
+from ..protocol.load import no_batch_for, too_many
 from ..safety import clean_text
 from ..session import Session, SessionError
 from ..techniques import fields_of
@@ -109,10 +109,8 @@ def _demand_sense(settings: LoadSettings, raw: dict[str, Any]) -> None:
             raise SessionError(f"{WORD}: warm_up_seconds must be shorter than seconds.")
         left = f"{seconds:g} s leave nothing to measure after {settings.warm_up_seconds:g} s of warm-up"
         raise SessionError(f"{WORD}: {left}.")
-    if settings.rows_per_request > settings.max_batch_size and settings.url is None:
-        raise SessionError(
-            f"{WORD}: a request of {settings.rows_per_request} rows fits no batch of {settings.max_batch_size}."
-        )
+    if settings.url is None and (why := no_batch_for(settings.rows_per_request, settings.max_batch_size)):
+        raise SessionError(f"{WORD}: {why}.")
     if any(
         size < 1 or not (settings.sweep or size <= settings.max_batch_size) for size in settings.preferred_batch_sizes
     ):
@@ -139,9 +137,12 @@ def _demand_sense(settings: LoadSettings, raw: dict[str, Any]) -> None:
 
 def _demand_use(settings: LoadSettings) -> None:
     """Refuse what would count for nothing in silence."""
+    callers = settings.concurrency is not None or settings.offline or (settings.sweep and settings.rate is None)
+    schedule = (not callers, "a load that follows a schedule: a rate, a trace, or slo_p99_ms alone")
     needs = {
-        "trace": (settings.arrivals == "replay", 'arrivals = "replay"'),
-        "burst_size": (settings.arrivals == "bursty", 'arrivals = "bursty"'),
+        "arrivals": schedule,
+        "trace": schedule if callers else (settings.arrivals == "replay", 'arrivals = "replay"'),
+        "burst_size": schedule if callers else (settings.arrivals == "bursty", 'arrivals = "bursty"'),
         "model_name": (settings.url is not None, "url"),
         **dict.fromkeys(("sweep_batch_sizes", "sweep_waits_ms", "sweep_instances"), (settings.sweep, "sweep")),
     }
@@ -151,13 +152,34 @@ def _demand_use(settings: LoadSettings) -> None:
             raise SessionError(f"{WORD}: {name} counts only with {needed}.")
 
 
-def check_knobs(knobs: LoadKnobs) -> LoadKnobs:
-    """The same knobs if all their values make sense. Raises SessionError."""
+def check_knobs(knobs: LoadKnobs, settings: LoadSettings | None = None) -> LoadKnobs:
+    """The same knobs if all their values make sense, and if a load test with these settings has them. Raises
+    SessionError."""
     limits = {name: getattr(knobs, name) for name in LoadKnobs.__struct_fields__ if name != "paused"}
     given = {name: value for name, value in limits.items() if value is not None}
     if errors := {name: text for name, text in check_load(given).items() if name}:
         raise SessionError(next(iter(errors.values())))
+    if settings is not None and (why := _not_turned(knobs, settings)):
+        raise SessionError(why)
     return knobs
+
+
+def _not_turned(knobs: LoadKnobs, settings: LoadSettings) -> str | None:
+    """Why this load test cannot turn one of these knobs, as a sentence; None: it has them all. What only the worker
+    knows (the model takes one batch size only) it says in the job's log."""
+    if knobs.rate is not None or knobs.concurrency is not None:
+        if settings.offline:
+            return "This load test sends as fast as possible: it has no rate and no concurrency to change."
+        if knobs.rate is not None and settings.concurrency is not None:
+            return "This load test has callers that wait for their answers, and no rate: change its concurrency."
+        if knobs.concurrency is not None and settings.concurrency is None:
+            return "This load test sends on schedule, and has no concurrency: change its rate."
+    batching = (knobs.max_batch_size, knobs.max_wait_ms, knobs.instances)
+    if settings.url is not None and any(value is not None for value in batching):
+        return "The batching of a server cannot be changed from here."
+    if knobs.max_batch_size is not None and (why := no_batch_for(settings.rows_per_request, knobs.max_batch_size)):
+        return f"{why[0].upper()}{why[1:]}."
+    return None
 
 
 def search_key(variant: Variant, runtime: str, device: str, processor: str, settings: LoadSettings) -> str:

@@ -185,7 +185,7 @@ def _steer(engine: "Engine", command: SteerLoad) -> Result:
     if settings is not None and settings.kind != "run" and command.knobs != LoadKnobs():
         what = "sweep" if settings.kind == "sweep" else "search"
         raise CommandError(f"A {what} chooses load and batching by itself: it can only be stopped or cancelled.")
-    engine.jobs.steer(command.job, Steer(knobs=check_knobs(command.knobs), stop=command.stop))
+    engine.jobs.steer(command.job, Steer(knobs=check_knobs(command.knobs, settings), stop=command.stop))
     return Done()
 
 

@@ -112,6 +112,8 @@ def from_json(tensor: ServedTensor, shape: tuple[int, ...], data: bytes | msgspe
         array = _cast(tensor, values)
     except (ValueError, OverflowError):
         raise Problem(400, f"Input {tensor.name} is not a list of shape {list(shape)}.") from None
+    if not array.size:  # no comma, and no value either
+        raise Problem(400, f"Input {tensor.name} has 0 values; its shape {list(shape)} needs {found}.")
     if array.ndim > 1 and array.shape != shape:
         raise Problem(400, f"Input {tensor.name} is nested as {list(array.shape)}; its shape says {list(shape)}.")
     return array.reshape(shape)

@@ -58,6 +58,10 @@ def test_loads_are_measured_steered_and_read_again(exported):
         assert turned.stdout == "Load test of export-onnx · onnxruntime: rate 40, max batch size 2.\n"
         assert shell.trimtab("steer", "--max-batch-size", "0").returncode == 2
         assert shell.trimtab("steer").returncode == 2
+        refused = shell.trimtab("steer", "--concurrency", "4")
+        assert refused.returncode == 2
+        assert "has no concurrency: change its rate." in refused.stderr
+        assert refused.stdout == ""
         time.sleep(1.5)  # for some requests to be sent at the new rate
         assert shell.json("steer", "--stop")["schema"] == "trimtab/steer/1"
         output, _ = running.communicate(timeout=60)

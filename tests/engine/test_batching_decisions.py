@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.batching.policy import BatchPolicy, QueuePolicy
-from engine.batching.queue import FOREVER, QUEUED, Request, RequestQueue, ServiceTimes
+from engine.batching.queue import CANCELLED, DEADLINE_SECONDS, FOREVER, QUEUED, Request, RequestQueue, ServiceTimes
 
 
 def waiting(
@@ -125,6 +125,36 @@ def test_what_waited_too_long_comes_out_and_the_rest_stays() -> None:
     assert batch is not None
     assert rows_of(batch) == [2, 3]
     assert queue.expire(1.0) == []
+
+
+@pytest.mark.parametrize("wait", ["always", "when-it-pays"])
+def test_the_wait_for_company_ends_before_the_first_deadline(wait: Any) -> None:
+    """The limit is for the time in the queue: an idle instance has no reason to let it pass."""
+    policy = BatchPolicy(max_batch_size=8, max_wait_ms=50, wait=wait)
+    queue = busy_queue(gap=0.100, fixed=1.0, per_row=0.0)  # patience would be 300 ms
+    now = 201 * 0.100
+    waiting((now, 1), queue=queue, deadline=now + 0.020)
+    waiting((now + 0.002, 1), queue=queue, deadline=now + 0.018)
+    batch, look_again = queue.take(now + 0.002, policy)
+    assert batch is None
+    assert look_again == pytest.approx(now + 0.018 - DEADLINE_SECONDS)
+    batch, _ = queue.take(look_again, policy)
+    assert batch is not None
+    assert batch.rows == 3
+    assert queue.expire(look_again) == []
+
+
+def test_of_a_short_limit_half_is_left_for_company_and_one_that_left_counts_no_more() -> None:
+    queue = waiting((0.0, 1), deadline=0.004)
+    assert queue.take(0.0, ALWAYS)[1] == pytest.approx(0.002)
+    hasty = Request({}, 1, ("a",), deadline=0.001)
+    queue.add(hasty, 0.0)
+    assert queue.take(0.0, ALWAYS)[1] == pytest.approx(0.0005)
+    assert queue.remove(hasty)
+    hasty.status = CANCELLED
+    assert queue.take(0.0, ALWAYS)[1] == pytest.approx(0.002)
+    assert queue.expire(0.004, delays=lambda priority: True) == []
+    assert queue.take(0.004, ALWAYS)[1] == pytest.approx(0.010)  # delayed: no deadline is left to keep
 
 
 def test_what_waited_too_long_goes_behind_the_others_if_the_policy_delays() -> None:

@@ -174,6 +174,16 @@ async def test_a_time_limit_ends_the_wait_also_while_the_model_is_busy() -> None
     assert model.seen == [[0], [2]]
 
 
+async def test_nothing_is_turned_away_for_its_time_limit_while_an_instance_is_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engine.batching.queue.DEADLINE_SECONDS", 0.6)  # so that a busy machine wakes up in time
+    policy = BatchPolicy(max_wait_ms=60_000, wait="always", default_timeout_ms=1000)
+    async with DynamicBatcher(double, policy) as batcher:
+        assert (await soon(batcher.predict(rows(1))))["y"].tolist() == [2]
+        assert batcher.statistics.totals().by_status == {"completed": 1}
+
+
 async def test_a_policy_may_forbid_time_limits_of_requests_own() -> None:
     model = Gate()
     async with behind_a_busy_model(model, allow_timeout_override=False) as (_, start):

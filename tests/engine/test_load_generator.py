@@ -14,7 +14,7 @@ from engine.batching.arrays import Arrays
 from engine.batching.executor import Deliver, clock
 from engine.batching.policy import BatchPolicy, QueueFull
 from engine.batching.queue import COMPLETED, FAILED, Batch, Request
-from engine.measurements.load_test.generator import LoadGenerator, priorities
+from engine.measurements.load_test.generator import LONGEST_WAITS, LoadGenerator, priorities
 from engine.measurements.load_test.record import Record
 from engine.measurements.load_test.request import Load
 from engine.measurements.load_test.summary import summarise
@@ -40,8 +40,6 @@ def sleeping(seconds: float) -> Callable[[Arrays], Arrays]:
 class Answering:
     """A target that answers each request at once, in the sender's thread, as the test says."""
 
-    natural_concurrency = 4
-
     def __init__(self, answer: Callable[[Request], int | None] = lambda request: COMPLETED) -> None:
         self.seen: list[Request] = []
         self.inputs: list[Any] = []
@@ -65,6 +63,9 @@ class Answering:
 
     def close(self) -> None:
         pass
+
+    def natural_concurrency(self, rows: int) -> int:
+        return 4
 
 
 def run(target: Any, load: Load, pool: list[Arrays] = POOL) -> tuple[LoadGenerator, Record, LoadSummary]:
@@ -184,6 +185,50 @@ def test_offline_keeps_the_batches_full() -> None:
     assert summary.batch_sizes["8"] >= 0.9 * 100
 
 
+def test_offline_counts_rows_however_they_come() -> None:
+    """Four batches an instance are under way, not four times as many as a batch has rows."""
+    policy = BatchPolicy(max_batch_size=8, instances=2, max_queue_size=50)
+    target = BatcherTarget(sleeping(0.001), policy)
+    target.open(lambda requests: None)
+    assert [target.natural_concurrency(rows) for rows in (1, 3, 8)] == [50, 22, 8]
+    target.close()
+
+
+def test_an_offline_load_waits_for_a_slow_model_as_long_as_answers_come() -> None:
+    """What is under way takes four times a batch: here more than the time that an open loop would be given."""
+    target = BatcherTarget(sleeping(0.3), BatchPolicy(max_batch_size=2))
+    load = Load(arrivals="offline", seconds=0.7, drain_seconds=0.4)
+    generator, record, summary = run(target, load)
+    assert record.finished[: record.count].max() > generator.sending_ended + 0.6
+    assert summary.unanswered == 0
+    assert summary.valid
+
+
+def test_an_offline_load_gives_a_model_that_hangs_up_and_says_what_to_do() -> None:
+    hang = threading.Event()
+
+    def hangs(inputs: Arrays) -> Arrays:
+        if hangs.left == 0:  # type: ignore[attr-defined]
+            hang.wait(30)
+        hangs.left -= 1  # type: ignore[attr-defined]
+        time.sleep(0.1)
+        return double(inputs)
+
+    hangs.left = 5  # type: ignore[attr-defined]
+    target = BatcherTarget(hangs, BatchPolicy(max_batch_size=1))
+    generator = LoadGenerator(target, POOL, Load(arrivals="offline", seconds=1.0, drain_seconds=0.2))
+    began = time.monotonic()
+    thread = threading.Thread(target=generator.run)
+    thread.start()
+    wait_for(lambda: generator.sending_ended > 0)
+    wait_for(lambda: generator.load.drain_seconds > 0.2)
+    assert time.monotonic() - began > 1 + LONGEST_WAITS * 0.4  # four were under way: the last waited for them all
+    hang.set()
+    thread.join(30)
+    assert generator.load.relief.startswith("Lower max_batch_size or instances")
+    assert Load(rate=5).relief == "Lower the load"
+
+
 def test_single_stream_is_one_after_the_other() -> None:
     _, record, summary = run(Answering(), Load(arrivals="closed", requests=50))
     assert summary.scenario == "SingleStream"
@@ -209,6 +254,19 @@ def test_multi_stream_sends_several_samples_at_once_and_never_mixes_shapes() -> 
     assert summary.scenario == "MultiStream"
     assert {inputs["x"].shape for inputs in target.inputs} == {(8, 2), (8, 3)}
     assert len({tuple(inputs["x"][:, 0]) for inputs in target.inputs}) > 3
+
+
+def test_requests_of_several_samples_take_no_more_memory_than_the_pool_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = [{"x": np.full((1, 2 + value % 2), float(value))} for value in range(100)]
+    load = Load(arrivals="closed", requests=10, samples_per_request=8)
+    assert len(LoadGenerator(Answering(), pool, load).inputs) == 100
+    bound = sum(inputs["x"].nbytes for inputs in pool)
+    monkeypatch.setattr("engine.measurements.load_test.generator.POOL_BYTES", bound)
+    several = LoadGenerator(Answering(), pool, load).inputs
+    assert len(several) > 8
+    assert sum(inputs["x"].nbytes for inputs in several) <= 1.1 * bound
+    monkeypatch.setattr("engine.measurements.load_test.generator.POOL_BYTES", 1)
+    assert [inputs["x"].shape for inputs in LoadGenerator(Answering(), pool, load).inputs] == [(8, 2)]
 
 
 def test_rejections_and_failures_are_counted_and_are_no_latencies() -> None:

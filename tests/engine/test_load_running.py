@@ -4,22 +4,41 @@ import threading
 import time
 import weakref
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import numpy as np
 import pytest
 import torch
+from gated_models import wait_for
 from onnx import TensorProto, helper
 from opened_models import CLASSIFIER, baseline_of, job_on, linear_graph, opened, save_graph, write
 from served_models import serving
 
+from engine.batching.queue import COMPLETED, FAILED
 from engine.context import JobContext, LoadedVariant
-from engine.measurements.load_test.live import is_loopback
+from engine.measurements.load_test.live import LiveTest, is_loopback
 from engine.measurements.load_test.pool import request_pool
+from engine.measurements.load_test.record import Record
+from engine.measurements.load_test.request import Load
 from engine.measurements.load_test.running import LoadStage, load_of, policy_of, read_trace, run_task
+from engine.measurements.load_test.target import BatcherTarget
 from engine.models import ModelError
-from engine.protocol import LoadKnobs, LoadSearch, LoadSettings, LoadTest, LoadTick, Steer, TestLoad, Ticked, Took, Use
+from engine.protocol import (
+    GpuSample,
+    LoadKnobs,
+    LoadSearch,
+    LoadSettings,
+    LoadTest,
+    LoadTick,
+    Steer,
+    TelemetrySample,
+    TestLoad,
+    Ticked,
+    Took,
+    Use,
+)
 from engine.runtimes import RuntimeUnavailable, load
 from engine.runtimes.copies import ModelCopies
 from engine.serving.tensors import ServedTensor
@@ -186,6 +205,16 @@ def test_a_knob_that_does_not_fit_is_refused_in_the_log_and_changes_nothing(benc
     assert bench.ticks[-1].knobs.rate is None
 
 
+def test_a_batch_that_no_request_fits_any_more_is_refused(bench: Bench) -> None:
+    logged: list[str] = []
+    bench.job.log = logged.append  # type: ignore[method-assign]
+    steering = bench.when_ticking(Steer(knobs=LoadKnobs(max_batch_size=2)))
+    test = bench.run(concurrency=2, seconds=0.9, warm_up_seconds=0.0, rows_per_request=4, max_batch_size=8)
+    steering.join()
+    assert logged == ["Not changed: a request of 4 rows fits no batch of 2."]
+    assert (test.marks, test.summary.rejected) == ((), 0)
+
+
 def test_a_knob_that_fails_is_said_in_the_log_and_those_after_it_still_turn(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,11 +231,18 @@ def test_a_knob_that_fails_is_said_in_the_log_and_those_after_it_still_turn(
     steering = bench.when_ticking(
         Steer(knobs=LoadKnobs(concurrency=3, instances=8)),
         Steer(knobs=LoadKnobs(max_batch_size=2)),
-        Steer(stop=True),
     )
+
+    def stop() -> None:
+        wait_for(lambda: any(tick.knobs.max_batch_size == 2 for tick in bench.ticks))
+        bench.steer(Steer(stop=True))
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
     began = time.monotonic()
     test = bench.run(concurrency=2, seconds=60, warm_up_seconds=0.0)
     steering.join()
+    stopping.join()
     assert time.monotonic() - began < 30
     assert logged == ["Not changed: RuntimeError: CUDA out of memory. Tried to allocate 2 GiB."]
     assert [mark.text for mark in test.marks] == ["concurrency 3", "max batch 2"]
@@ -233,6 +269,120 @@ def test_a_pause_stops_the_sending_and_stop_keeps_what_was_measured(bench: Bench
     assert bench.ticks[-1].knobs.paused is True
     assert test.summary.completed > 0
     assert test.summary.unanswered == 0
+
+
+@pytest.mark.parametrize("where", ["loading", "opening"])
+def test_a_stop_before_the_first_request_is_sent_is_not_lost(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """While the model is warmed up, and while the target opens: between the last look and the first request."""
+    plain: Any = ModelCopies.warm_up if where == "loading" else BatcherTarget.open
+
+    def stopped_meanwhile(*arguments: Any) -> None:
+        plain(*arguments)
+        bench.steer(Steer(knobs=LoadKnobs(paused=True)))
+        bench.steer(Steer(stop=True))
+
+    if where == "loading":
+        monkeypatch.setattr(ModelCopies, "warm_up", stopped_meanwhile)
+    else:
+        monkeypatch.setattr(BatcherTarget, "open", stopped_meanwhile)
+    began = time.monotonic()
+    test = bench.run(rate=200.0, seconds=60, warm_up_seconds=0.0)
+    assert time.monotonic() - began < 30
+    assert [mark.text for mark in test.marks] == ["paused"]
+    assert (test.summary.completed, test.summary.valid) == (0, False)
+
+
+def test_a_pause_that_is_asked_for_and_taken_back_while_the_model_loads_leaves_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = ModelCopies.warm_up
+
+    def steered_meanwhile(*arguments: Any) -> None:
+        plain(*arguments)
+        for paused in (True, False):
+            bench.steer(Steer(knobs=LoadKnobs(paused=paused)))
+
+    monkeypatch.setattr(ModelCopies, "warm_up", steered_meanwhile)
+    test = bench.run(rate=200.0, seconds=0.5, warm_up_seconds=0.0)
+    assert test.marks == ()
+    assert test.summary.completed > 0
+
+
+def test_pause_and_stop_wait_for_no_other_knob(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies take long to load: until they have, the test can be paused and stopped all the same."""
+    loading, ended = threading.Event(), threading.Event()
+    plain = ModelCopies.runs
+
+    def slow(copies: ModelCopies, count: int):
+        if count > 1:
+            loading.set()
+            ended.wait(60)
+        return plain(copies, count)
+
+    def act() -> None:
+        assert bench.ticked.wait(30)
+        bench.steer(Steer(knobs=LoadKnobs(instances=2)))
+        assert loading.wait(30)
+        bench.steer(Steer(knobs=LoadKnobs(paused=True)))
+        wait_for(lambda: bench.ticks[-1].knobs.paused is True)
+        bench.steer(Steer(stop=True))
+
+    monkeypatch.setattr(ModelCopies, "runs", slow)
+    thread = threading.Thread(target=act)
+    thread.start()
+    began = time.monotonic()
+    test = bench.run(rate=200.0, seconds=90, warm_up_seconds=0.0)
+    ended.set()
+    thread.join()
+    assert time.monotonic() - began < 30
+    assert [mark.text for mark in test.marks] == ["paused"]
+    assert test.summary.completed > 0
+
+
+def test_energy_is_shared_out_among_the_requests_answered_while_it_was_measured() -> None:
+    """Under overload many answers come after the last request was sent: the joules up to then are not theirs."""
+    load = Load(arrivals="constant", rate=100, seconds=3.0, warm_up_seconds=1.0)
+    record = Record.empty(400)
+    record.count = 400
+    record.finished[:] = np.arange(400) / 100  # a hundred a second, the last hundred during the drain
+    record.status[:] = COMPLETED
+    record.status[150:160] = FAILED
+    generator: Any = SimpleNamespace(load=load, record=record, sending_ended=3.0)
+    stage: Any = SimpleNamespace(job=SimpleNamespace(spec=SimpleNamespace(device="cuda:0")), stopped=False)
+    live = LiveTest(stage, LoadSettings(rate=100.0), cast(Any, None), generator, "")
+    for at in (1.0001, 2.0, 3.0001):
+        gpu = GpuSample(index=0, power_w=400.0, energy_j=400.0 * at)
+        live._samples.append((at, TelemetrySample(time=at, cpu=0.5, gpus=(gpu,))))
+    assert live.use().energy_j == pytest.approx(800.0)
+    assert live.use().energy_per_1000_requests_j == pytest.approx(800.0 / 191 * 1000, rel=0.001)
+    assert not live.came_too_late()
+    record.finished[:] = 3.5
+    assert live.use().energy_per_1000_requests_j is None
+    assert live.came_too_late()
+
+
+def test_answers_that_come_only_after_the_sending_are_said_to_tell_no_throughput(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = ModelCopies.runs
+
+    def slowed(copies: ModelCopies, count: int):
+        def slow(run):
+            def call(inputs):
+                time.sleep(0.8)
+                return run(inputs)
+
+            return call
+
+        return [slow(run) for run in plain(copies, count)]
+
+    monkeypatch.setattr(ModelCopies, "runs", slowed)
+    test = bench.run(offline=True, seconds=0.3, warm_up_seconds=0.0, max_batch_size=1)
+    assert test.summary.unanswered == 0
+    assert test.summary.achieved_per_s == 0
+    assert any(note.startswith("Answers came only after the 0.3 s of sending") for note in test.notes)
 
 
 def test_requests_are_the_users_own_samples(bench: Bench) -> None:
@@ -445,6 +595,21 @@ def test_a_trace_is_replayed_and_a_bad_one_is_a_sentence(bench: Bench, tmp_path:
     assert "Only the first 0.3 s of the trace's 0.39 s were replayed." in test.notes
     trace.write_text("soon\nlater\n")
     with pytest.raises(ModelError, match="one arrival time in seconds a line"):
+        read_trace(str(trace))
+
+
+def test_a_trace_of_which_a_part_would_be_left_out_or_that_has_no_gaps_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = tmp_path / "trace.txt"
+    trace.write_text("5\n5\n5")
+    with pytest.raises(ModelError, match=r"has one moment only: .* at least two arrival times that differ"):
+        load_of(LoadSettings(arrivals="replay", trace=str(trace), rate=5.0, seconds=3.0))
+    monkeypatch.setattr("engine.measurements.load_test.running.MOST_TRACE_LINES", 3)
+    trace.write_text("1\n2\n3")
+    assert len(read_trace(str(trace))) == 3
+    trace.write_text("1\n2\n3\n4")
+    with pytest.raises(ModelError, match="has more than 3 arrival times: split it"):
         read_trace(str(trace))
 
 

@@ -8,7 +8,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import numpy as np
 import pytest
 from served_models import RunningServer, serving
@@ -20,6 +22,7 @@ from engine.measurements.load_test.server_target import ServerTarget, open_targe
 from engine.measurements.load_test.summary import summarise
 from engine.protocol import LoadSettings
 from engine.runtimes import RuntimeUnavailable
+from engine.serving.grpc_messages import CLASSES
 
 POOL = [{"x": np.full((1, 3), value, np.float32)} for value in range(4)]
 
@@ -113,6 +116,20 @@ def test_several_samples_make_one_request(server: RunningServer):
     _, record = run(target, load)
     assert (record.rows[:20] == 4).all()
     assert server.model.counts().rows == before + 4 * 20
+
+
+@pytest.mark.parametrize("way", ["HTTP", "gRPC", "plain"])
+def test_what_is_sent_is_laid_out_before_the_load_and_nothing_else(server: RunningServer, way, monkeypatch):
+    settings = LoadSettings(url=addresses(server)[way], concurrency=2, rows_per_request=4)
+    target = open_target(settings, POOL)
+    load = Load(arrivals="closed", concurrency=2, seconds=30, requests=20, samples_per_request=4)
+    generator = LoadGenerator(target, POOL, load)
+    assert target._payloads == {}
+    target.prepare(generator.inputs)
+    assert [len(inputs["x"]) for inputs, _ in target._payloads.values()] == [4] * len(POOL)
+    monkeypatch.setattr(target.channel, "encode", None)  # called no more
+    record = generator.run()
+    assert (record.status[:20] == COMPLETED).all()
 
 
 def test_what_the_server_turns_away_is_counted_as_what_it_is():
@@ -218,6 +235,34 @@ def test_a_server_that_is_not_there_is_said_to_be(server: RunningServer):
         )
         assert f"127.0.0.1:{port} cannot be reached" in refusal(f"grpc://127.0.0.1:{port}")
     assert "no valid port" in refusal("http://127.0.0.1:99999999")
+
+
+@contextlib.contextmanager
+def grpc_server(*handlers: grpc.GenericRpcHandler) -> Iterator[str]:
+    server = grpc.server(ThreadPoolExecutor(2), handlers)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"grpc://127.0.0.1:{port}"
+    server.stop(None).wait(10)
+
+
+class Locked(grpc.GenericRpcHandler):
+    """It says that it is ready, and whoever asks more has to sign in."""
+
+    def service(self, call):
+        def answer(request, context):
+            if not call.method.endswith("/ServerReady"):
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "Sign in first.\nOr else.")
+            return CLASSES["ServerReadyResponse"](ready=True).SerializeToString()
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+def test_another_grpc_service_is_a_sentence():
+    with grpc_server() as url:
+        assert refusal(url).endswith(" does not answer as a KServe v2 server does: Method not found.")
+    with grpc_server(Locked()) as url:
+        assert refusal(url).endswith(" does not answer as a KServe v2 server does: Sign in first.")
 
 
 @pytest.mark.parametrize("way", ["HTTP", "gRPC"])

@@ -46,6 +46,11 @@ def test_a_load_is_read_from_text_as_from_numbers() -> None:
         ({"rate": 5, "url": "ftp://x"}, "http://host:port or grpc://host:port"),
         ({"rate": 5, "trace": "/t.txt"}, 'trace counts only with arrivals = "replay"'),
         ({"rate": 5, "burst_size": 4}, 'burst_size counts only with arrivals = "bursty"'),
+        ({"concurrency": 5, "arrivals": "bursty"}, "arrivals counts only with a load that follows a schedule"),
+        ({"concurrency": 5, "arrivals": "replay", "trace": "/t.txt"}, "arrivals counts only with a load that follows"),
+        ({"offline": True, "trace": "/t.txt"}, "trace counts only with a load that follows a schedule: a rate,"),
+        ({"offline": True, "burst_size": 4}, "burst_size counts only with a load that follows a schedule"),
+        ({"sweep": True, "arrivals": "replay", "trace": "/t.txt"}, "arrivals counts only with a load that follows"),
         ({"rate": 5, "model_name": "m"}, "model_name counts only with url"),
         ({"rate": 5, "sweep_waits_ms": [0, 5]}, "sweep_waits_ms counts only with sweep"),
         ({"sweep": True, "url": "http://x:1"}, "a server's batching cannot be changed"),
@@ -56,6 +61,15 @@ def test_what_makes_no_sense_is_a_sentence(raw: dict, sentence: str) -> None:
         read_load(raw)
     assert sentence in str(caught.value)
     assert str(caught.value).endswith((".", "?"))
+
+
+def test_how_requests_arrive_may_be_said_wherever_there_is_a_schedule() -> None:
+    bursty = {"arrivals": "bursty", "burst_size": 4}
+    for load in ({"rate": 5}, {"slo_p99_ms": 10}, {"sweep": True, "rate": 5}):
+        assert read_load(load | bursty).burst_size == 4
+    assert (
+        read_load({"concurrency": 5, "arrivals": "poisson", "burst_size": 8}).concurrency == 5
+    )  # as a form fills it in
 
 
 def test_what_is_asked_says_what_is_searched() -> None:
@@ -89,6 +103,47 @@ def test_knobs_are_checked_like_settings() -> None:
     assert check_knobs(LoadKnobs(rate=5.0, paused=True)) == LoadKnobs(rate=5.0, paused=True)
     with pytest.raises(SessionError, match="max_batch_size: expected"):
         check_knobs(LoadKnobs(max_batch_size=0))
+
+
+@pytest.mark.parametrize(
+    ("load", "knobs", "sentence"),
+    [
+        ({"concurrency": 4}, {"rate": 5.0}, "and no rate: change its concurrency."),
+        ({"rate": 5}, {"concurrency": 4}, "has no concurrency: change its rate."),
+        ({"offline": True}, {"rate": 5.0}, "as fast as possible"),
+        ({"offline": True}, {"concurrency": 4}, "as fast as possible"),
+        ({"rate": 5, "url": "http://x:1"}, {"max_batch_size": 4}, "The batching of a server cannot be changed"),
+        ({"rate": 5, "url": "http://x:1"}, {"rate": 6.0, "max_wait_ms": 0.0}, "The batching of a server"),
+        ({"rate": 5, "rows_per_request": 8}, {"max_batch_size": 4}, "A request of 8 rows fits no batch of 4."),
+    ],
+)
+def test_a_knob_that_a_load_test_does_not_have_is_refused_by_the_engine(
+    load: dict[str, Any], knobs: dict[str, Any], sentence: str
+) -> None:
+    told: list[Steer] = []
+    loads = {"one": read_load(load)}
+    jobs = SimpleNamespace(load_of=loads.get, steer=lambda job, message: told.append(message))
+    engine = cast(Any, SimpleNamespace(session=SimpleNamespace(jobs=loads), jobs=jobs))
+    with pytest.raises(SessionError) as caught:
+        _steer(engine, SteerLoad(request=0, job="one", knobs=LoadKnobs(**knobs)))
+    assert sentence in str(caught.value)
+    assert told == []
+    _steer(engine, SteerLoad(request=0, job="one", knobs=LoadKnobs(paused=True), stop=True))
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("load", "knobs"),
+    [
+        ({"concurrency": 4}, {"concurrency": 5, "max_batch_size": 4, "instances": 2}),
+        ({"rate": 5}, {"rate": 6.0, "max_wait_ms": 0.0}),
+        ({"arrivals": "replay", "trace": "/t.txt"}, {"rate": 6.0}),
+        ({"offline": True, "rows_per_request": 8}, {"max_batch_size": 8}),
+        ({"concurrency": 5, "url": "http://x:1"}, {"concurrency": 6}),
+    ],
+)
+def test_a_knob_that_a_load_test_has_is_turned(load: dict[str, Any], knobs: dict[str, Any]) -> None:
+    assert check_knobs(LoadKnobs(**knobs), read_load(load)) == LoadKnobs(**knobs)
 
 
 def test_the_same_question_has_the_same_key_and_another_has_not(tmp_path: Path) -> None:

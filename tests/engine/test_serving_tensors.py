@@ -101,6 +101,11 @@ def test_json_that_is_not_the_shape_is_refused(text):
     assert refused(from_json, X, (2, 2), text)[0] == 400
 
 
+@pytest.mark.parametrize("text", [b"[]", b" [ ] ", b"[[]]"])
+def test_an_empty_list_is_not_one_value(text):
+    assert refused(from_json, N, (1, 1), text) == (400, "Input n has 0 values; its shape [1, 1] needs 1.")
+
+
 @pytest.mark.parametrize("text", [b"[1.5]", b"[300]", b"[-129]", b"[1e2]", b"[true]", b"[99999999999999999999999]"])
 def test_an_integer_must_be_one_and_fit(text):
     assert refused(from_json, N, (1, 1), text)[0] == 400

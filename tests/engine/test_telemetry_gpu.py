@@ -401,7 +401,7 @@ def use_of(gpu):
     thread.join()
     summary = summarise(record, load, generator.sending_ended)
     stage.telemetry.close()
-    return {"use": live.use(summary.completed), "per_s": summary.achieved_per_s, "ticked": ticks[-2].tick.power_w}
+    return {"use": live.use(), "per_s": summary.achieved_per_s, "ticked": ticks[-2].tick.power_w}
 """
 
 

@@ -16,13 +16,14 @@ import time
 from array import array
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from ...batching.arrays import Arrays, describe
 from ...batching.executor import clock
 from ...batching.policy import BatcherClosed, Rejected
-from ...batching.queue import CLOSED, FOREVER, REJECTED, Key, Request
+from ...batching.queue import CLOSED, COMPLETED, FOREVER, REJECTED, Key, Request
 from ...protocol.load import MOST_REQUESTS, too_many
 from .arrivals import Schedule
 from .record import DROPPED, LiveFigures, Mark, Record, look_at
@@ -52,6 +53,12 @@ BACK_OFF = 0.001
 DRAWN_AT_ONCE = 8192
 """Inputs are drawn for so many requests at a time: half a millisecond, which is too short to show as lag."""
 
+POOL_BYTES = 256 * 1024 * 1024
+"""Inputs that requests are drawn from: fewer of them where they are large, or where several make one request."""
+
+LONGEST_WAITS = 2
+"""An offline load gives its model up after so many times the longest wait for an answer so far without another one."""
+
 ERRORS_KEPT = 5
 """Different error sentences that are remembered."""
 
@@ -71,6 +78,7 @@ class LoadGenerator:
         self._target = target
         self._random = np.random.Generator(np.random.PCG64([load.seed, 1]))
         self._pool = _stack([(inputs, *describe(inputs)) for inputs in pool], load.samples_per_request, self._random)
+        self._rows = max(rows for _, rows, _ in self._pool)
         self._schedule = self._make_schedule()
         planned = len(self._schedule.times) if self._schedule else 65_536
         self.record = Record.empty(max(planned, 1))
@@ -98,6 +106,8 @@ class LoadGenerator:
     def set_rate(self, rate: float) -> None:
         """Requests a second from now on."""
         if self._schedule is None:
+            if self.load.arrivals == "offline":
+                raise ValueError("an offline load has no rate")
             raise ValueError("a closed loop has no rate: change its concurrency")
         if not 0 < rate < 1e9:
             raise ValueError(f"a rate must be above 0, not {rate}")
@@ -109,6 +119,8 @@ class LoadGenerator:
     def set_concurrency(self, callers: int) -> None:
         if self._schedule is not None:
             raise ValueError("an open loop has no concurrency: change its rate")
+        if self.load.arrivals == "offline":
+            raise ValueError("an offline load has no concurrency")
         if callers < 1:
             raise ValueError(f"concurrency must be at least 1, not {callers}")
         self._concurrency = callers
@@ -125,13 +137,18 @@ class LoadGenerator:
         self.mark("resumed")
 
     def stop(self) -> None:
-        """Send no more; what is under way is still awaited, at most `drain_seconds`."""
+        """Send no more; what is under way is still awaited, as at the end of every run."""
         self._stopped = True
         self._changed.set()
 
     def mark(self, text: str) -> None:
         """Note a change (a new policy, too) for the charts."""
         self.marks.append(Mark(self._now() if self._start else 0.0, text))
+
+    @property
+    def inputs(self) -> list[Arrays]:
+        """Those that requests are drawn from, as they are sent."""
+        return [inputs for inputs, _, _ in self._pool]
 
     @property
     def started(self) -> bool:
@@ -155,7 +172,8 @@ class LoadGenerator:
     # --- the run -----------------------------------------------------------------------------------
 
     def run(self) -> Record:
-        """Send the whole load, wait for the answers (at most `drain_seconds`), close the target."""
+        """Send the whole load, wait for the answers (at most `drain_seconds`; an offline load as long as they come),
+        close the target."""
         self._target.open(self._deliver)
         gc.collect()
         gc.freeze()  # what is alive now need not be looked through again and again while times are taken
@@ -171,10 +189,7 @@ class LoadGenerator:
             else:
                 self._send_on_answer()
             self.sending_ended = self._now()
-            deadline = self.sending_ended + self.load.drain_seconds
-            while self.outstanding and self._now() < deadline:
-                self._changed.wait(LONGEST_SLEEP)
-                self._changed.clear()
+            self._drain()
         finally:
             self._target.close()
             _set_timer_slack(0)
@@ -205,6 +220,29 @@ class LoadGenerator:
             self._send(record, number, now)
             number += 1
 
+    def _drain(self) -> None:
+        """Wait for what is under way. An offline load has always several batches of it, so a slow model is given up
+        only when no answer came for longer than answers take; how long that was stands in the load then."""
+        offline, patience = self.load.arrivals == "offline", self.load.drain_seconds
+        settled, since = self._settled, self.sending_ended
+        while self.outstanding:
+            now = self._now()
+            if offline and self._settled != settled:
+                settled, since = self._settled, now
+            waited = now - since
+            if waited >= patience and not (offline and waited < LONGEST_WAITS * self._longest_wait()):
+                break
+            self._changed.wait(LONGEST_SLEEP)
+            self._changed.clear()
+        if self.outstanding and offline:
+            self.load = msgspec.structs.replace(self.load, drain_seconds=round(self._now() - self.sending_ended, 1))
+
+    def _longest_wait(self) -> float:
+        """Seconds of the request that waited longest for its answer, of those that have it."""
+        used, record = slice(0, self.record.count), self.record
+        done = record.status[used] == COMPLETED
+        return float((record.finished[used] - record.sent[used])[done].max(initial=0.0))
+
     def _unfelt(self, now: float) -> float:
         """Seconds that nobody will notice, as so many requests wait; 0 without a backlog."""
         settled, since, pace = self._pace
@@ -212,7 +250,7 @@ class LoadGenerator:
             pace = (self._settled - settled) / (now - since)
             self._pace = self._settled, now, pace
         waiting = self.outstanding
-        if not pace or waiting < self._target.natural_concurrency:
+        if not pace or waiting < self._target.natural_concurrency(self._rows):
             return 0.0
         felt = waiting / pace
         if self.load.slo_p99_ms is not None:
@@ -223,7 +261,9 @@ class LoadGenerator:
         record, number, limit = self.record, 0, min(self.load.requests or MOST_REQUESTS, MOST_REQUESTS)
         offline = self.load.arrivals == "offline"
         while (now := self._now()) < self.load.seconds and number < limit and not self._stopped:
-            callers = 0 if self._paused else self._target.natural_concurrency if offline else self._concurrency
+            callers = self._target.natural_concurrency(self._rows) if offline else self._concurrency
+            if self._paused:
+                callers = 0
             if self.outstanding >= callers:
                 self._changed.wait(min(LONGEST_SLEEP, self.load.seconds - now))
                 self._changed.clear()
@@ -343,11 +383,13 @@ def priorities(load: Load, first: int, end: int) -> npt.NDArray[np.int64]:
 
 
 def _stack(pool: list[Drawable], samples: int, random: np.random.Generator) -> list[Drawable]:
-    """Requests of several samples: each entry of the pool with others of its shape."""
+    """Requests of several samples: each entry of the pool with others of its shape. Of a pool that would take more
+    than `POOL_BYTES` then every second, third … entry, so that its shapes stay mixed as they are."""
     if samples == 1:
         return pool
+    size = samples * sum(array.nbytes for inputs, _, _ in pool for array in inputs.values())
     stacked: list[Drawable] = []
-    for inputs, _, key in pool:
+    for inputs, _, key in pool[:: max(-(-size // POOL_BYTES), 1)]:
         alike = [other for other, _, other_key in pool if other_key == key]
         chosen = [inputs, *(alike[n] for n in random.integers(len(alike), size=samples - 1))]
         together = {name: np.concatenate([each[name] for each in chosen]) for name in inputs}

@@ -1,7 +1,7 @@
 """A load test while it runs: its knobs, its ticks, what the hardware did meanwhile.
 
-A thread reports four times a second what happened since the last tick. Knobs are turned from another thread and take
-effect with the next batch; each turn leaves a mark on the time axis.
+A thread reports four times a second what happened since the last tick. Knobs are turned from other threads (the pause
+from one that never waits for the others) and take effect with the next batch; each leaves a mark on the time axis.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from urllib.parse import urlsplit
 import msgspec
 import numpy as np
 
+from ...batching.queue import COMPLETED
 from ...protocol import LoadKnobs, LoadMark, LoadSettings, LoadTick, Progressed, TelemetrySample, Ticked, Use
+from ...protocol.load import no_batch_for
 from .generator import LoadGenerator
 from .record import Record
 from .saturation import LOOKS, is_saturated
@@ -40,6 +42,8 @@ class LiveTest:
         self.here = settings.url is None or is_loopback(settings.url)
         """The model runs on this machine, so that what its processors do belongs to the test."""
         self._knobs = knobs_of(settings)
+        self._turning = threading.Lock()
+        """Around where the knobs stand: two threads turn some."""
         self._samples: list[tuple[float, TelemetrySample]] = []
         start = generator.load.warm_up_seconds
         self._looks = [start + share * (generator.load.seconds - start) for share in LOOKS if share < 1]
@@ -58,8 +62,18 @@ class LiveTest:
             self._ended.set()
             ticking.join(timeout=5.0)
 
+    def set_paused(self, paused: bool) -> None:
+        """Send nothing from now on, or go on; also before the first request. Never waits."""
+        with self._turning:
+            if paused == self._knobs.paused:
+                return
+            (self.generator.pause if paused else self.generator.resume)()
+            self._knobs = msgspec.structs.replace(self._knobs, paused=paused)
+            self.turned = True
+
     def turn(self, knobs: LoadKnobs) -> None:
-        """Change what is given. Raises what a knob raises (ValueError with a sentence); those before it are changed."""
+        """Change what is given, but for the pause. Raises what a knob raises (ValueError with a sentence); those before
+        it are changed."""
         generator = self.generator
         if knobs.rate is not None:
             generator.set_rate(knobs.rate)
@@ -67,18 +81,16 @@ class LiveTest:
         if knobs.concurrency is not None:
             generator.set_concurrency(knobs.concurrency)
             self._turned(concurrency=knobs.concurrency)
-        if knobs.paused is not None and knobs.paused != self._knobs.paused:
-            (generator.pause if knobs.paused else generator.resume)()
-            self._turned(paused=knobs.paused)
         batching = {name: getattr(knobs, name) for name in ("max_batch_size", "max_wait_ms", "instances")}
         wanted = {name: value for name, value in batching.items() if value is not None}
         if wanted:
             self._set_batching(wanted)
             self._turned(**wanted)
 
-    def _turned(self, **given: float | bool) -> None:
-        self._knobs = msgspec.structs.replace(self._knobs, **given)
-        self.turned = True
+    def _turned(self, **given: float) -> None:
+        with self._turning:
+            self._knobs = msgspec.structs.replace(self._knobs, **given)
+            self.turned = True
 
     def _set_batching(self, wanted: dict[str, float]) -> None:
         if not isinstance(self.target, BatcherTarget):
@@ -88,6 +100,8 @@ class LiveTest:
         if fixed is not None and wanted.get("max_batch_size", fixed) != fixed:
             raise ValueError(f"the model takes batches of {fixed} only")
         most = wanted.get("max_batch_size", executor.policy.max_batch_size)
+        if why := no_batch_for(self.settings.rows_per_request, most):
+            raise ValueError(why)
         preferred = tuple(size for size in self.settings.preferred_batch_sizes if size <= most)
         policy = msgspec.structs.replace(executor.policy, **wanted, preferred_batch_sizes=preferred)
         before, more = stage.copies.held(), policy.instances != executor.policy.instances
@@ -197,8 +211,21 @@ class LiveTest:
         device = self.stage.job.spec.device
         return int(device.partition(":")[2] or 0) if device != "cpu" else 1 << 30
 
-    def use(self, completed: int) -> Use:
-        """Means over the measured part."""
+    def came_too_late(self) -> bool:
+        """There were answers, and none while requests were sent."""
+        record = self.generator.record
+        completed = bool((record.status[: record.count] == COMPLETED).any())
+        return completed and not self._answered() and not self.stage.stopped
+
+    def _answered(self) -> int:
+        """Requests answered within the measured part: the others are no part of what it took."""
+        record, load = self.generator.record, self.generator.load
+        finished, status = record.finished[: record.count], record.status[: record.count]
+        within = (finished >= load.warm_up_seconds) & (finished <= self.generator.sending_ended)
+        return int((within & (status == COMPLETED)).sum())
+
+    def use(self) -> Use:
+        """Means over the measured part; its energy is shared out among the requests that were answered in it."""
         load, ended = self.generator.load, self.generator.sending_ended
         samples = [one for at, one in self._samples if load.warm_up_seconds < at <= ended + TICK_SECONDS]
         index = self._gpu_index()
@@ -210,7 +237,7 @@ class LiveTest:
         if energy is None and power is not None:
             energy = power * seconds
         share = seconds / max(ended - load.warm_up_seconds, 1e-9)
-        answered = completed * min(share, 1.0)
+        answered = self._answered() * min(share, 1.0)
         return Use(
             cpu=_mean([one.cpu for one in samples]),
             memory_bytes=max((one.memory_used_bytes for one in samples if one.memory_used_bytes), default=None),

@@ -9,12 +9,10 @@ import numpy as np
 
 from ...models import Arrays, Model
 from ...runtimes.copies import ModelCopies
+from .generator import POOL_BYTES
 
 POOL_SAMPLES = 512
 """Requests are drawn from so many samples; a seeded draw repeats them."""
-
-POOL_BYTES = 256 * 1024 * 1024
-"""Fewer of them where they are large."""
 
 
 def request_pool(model: Model, copies: ModelCopies, same_input: bool) -> tuple[list[Arrays], tuple[str, ...]]:

@@ -42,7 +42,8 @@ class Load(Struct, frozen=True, kw_only=True, omit_defaults=True):
     timeout_ms: float | None = None
     """How long a request may wait in the queue."""
     drain_seconds: float = 30.0
-    """How long to wait for answers after the last request was sent."""
+    """How long to wait for answers after the last request was sent; offline, after the last answer, and longer where
+    answers take longer."""
 
     @property
     def open_loop(self) -> bool:
@@ -65,6 +66,13 @@ class Load(Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.arrivals == "closed" and self.concurrency == 1:
             return "SingleStream" if self.samples_per_request == 1 else "MultiStream"
         return {"closed": "closed loop", "constant": "constant rate"}.get(self.arrivals, self.arrivals)
+
+    @property
+    def relief(self) -> str:
+        """What leaves fewer requests unanswered, as a sentence without its stop: an offline load has no less of it."""
+        if self.arrivals == "offline":
+            return "Lower max_batch_size or instances, so that less is under way at once"
+        return "Lower the load"
 
     def __post_init__(self) -> None:
         for name, value in (("seconds", self.seconds), ("rate", self.rate), ("timeout_ms", self.timeout_ms)):

@@ -6,10 +6,12 @@ hardware's sampler, and the ear for knobs. Each `test` sends one load and return
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
@@ -20,6 +22,7 @@ from ...context import JobContext, LoadedVariant
 from ...models import ModelError
 from ...protocol import (
     Conditions,
+    LoadKnobs,
     LoadSearch,
     LoadSettings,
     LoadTest,
@@ -42,11 +45,14 @@ from .request import Load
 from .summary import summarise
 from .target import BatcherTarget, Target
 
+if TYPE_CHECKING:
+    from .server_target import ServerTarget
+
 HEAR_SECONDS = 0.02
 """How often a knob that was turned too early looks whether the test has begun."""
 
 MOST_TRACE_LINES = 5_000_000
-"""Arrivals read from a trace."""
+"""Arrivals of a trace that is read."""
 
 LONGEST_TRACE_SECONDS = 86_400.0
 """Of a replay, as of any test."""
@@ -103,7 +109,13 @@ class LoadStage:
     def __init__(self, job: JobContext, variant: LoadedVariant, runtime: str, settings: LoadSettings) -> None:
         self.job, self.variant, self.runtime = job, variant, runtime
         self.stopped = False
+        self._paused = False
+        """Asked for, maybe before the test was there."""
         self._live: LiveTest | None = None
+        self._asked = threading.Lock()
+        """Around what is asked at once (stop, pause) and the test that it is asked of: none of it gets lost between."""
+        self._knobs: queue.SimpleQueue[LoadKnobs] = queue.SimpleQueue()
+        """The others: they take their time."""
         self._closed = False
         job.progress(0, None, f"loading {variant.record.name}")
         self.copies = ModelCopies(job.model, variant, runtime, job.spec.device, job.spec.threads)
@@ -113,10 +125,12 @@ class LoadStage:
         except BaseException:
             self.close()
             raise
+        threading.Thread(target=self._turn_on, name="knobs", daemon=True).start()
         job.hear(self._steer)
 
     def close(self) -> None:
         self._closed = True
+        self._knobs.put(LoadKnobs())  # for its thread to end
         self.copies.close()
         self.telemetry.close()
 
@@ -144,25 +158,33 @@ class LoadStage:
         settings = msgspec.structs.replace(settings, seconds=load.seconds)
         self.job.progress(0, load.seconds, f"{phase}: warming the model up" if phase else "warming the model up")
         target, where = self._target(settings)
-        live = LiveTest(self, settings, target, LoadGenerator(target, self.pool, load), phase)
+        generator = LoadGenerator(target, self.pool, load)
+        if settings.url is not None:
+            _server(target).prepare(generator.inputs)
+        live = LiveTest(self, settings, target, generator, phase)
         live.stop_saturated = stop_saturated
-        self._live = live
         others = OtherWork()
-        if self.stopped:
-            live.generator.stop()
+        with self._asked:
+            self._live = live
+            live.set_paused(self._paused)
+            if self.stopped:
+                live.generator.stop()
         try:
             record = live.run()
         finally:
-            self._live = None
+            with self._asked:
+                self._live, self._paused = None, False
         summary = summarise(record, live.generator.load, live.generator.sending_ended)
         if settings.url is not None:
-            from .server_target import ServerTarget
-
-            assert isinstance(target, ServerTarget)
-            summary = target.with_server_figures(summary)
+            summary = _server(target).with_server_figures(summary)
         if live.generator.errors and summary.failed:
             notes += (f"Failed: {live.generator.errors[0]}.",)
         notes += _by_priority(record, load)
+        if live.came_too_late():
+            notes += (
+                f"Answers came only after the {load.seconds:g} s of sending, so there is no throughput to tell: give"
+                " more seconds.",
+            )
         if live.turned:
             notes += ("Its settings were changed while it ran: the figures mix them.",)
         if not live.here:
@@ -177,7 +199,7 @@ class LoadStage:
             conditions=where(),
             settings=settings,
             summary=summary,
-            use=live.use(summary.completed),
+            use=live.use(),
             marks=live.marks,
             notes=(*self.notes, *notes),
             saturated=live.saturated(),
@@ -236,25 +258,50 @@ class LoadStage:
     # --- knobs -------------------------------------------------------------------------------------
 
     def _steer(self, message: Steer) -> None:
-        """From another thread, any time. What cannot be done is said in the job's log."""
-        self.stopped = self.stopped or message.stop
-        live = self._when_sending(message)
-        if live is None:
-            return
-        try:
-            live.turn(message.knobs)
-        except Exception as error:  # whatever it was: this thread has to hear the next knob, and stop
-            self.job.log(f"Not changed: {_why(error)}.")
-        if message.stop:
-            live.generator.stop()
+        """From another thread, any time. Stop and pause are done at once, whatever another knob waits for; what cannot
+        be done is said in the job's log."""
+        with self._asked:
+            self.stopped = self.stopped or message.stop
+            paused, live = message.knobs.paused, self._live
+            if paused is not None:
+                self._paused = paused
+                if live is not None:
+                    live.set_paused(paused)
+            if message.stop and live is not None:
+                live.generator.stop()
+        others = msgspec.structs.replace(message.knobs, paused=None)
+        if others != LoadKnobs():
+            self._knobs.put(others)
 
-    def _when_sending(self, message: Steer) -> LiveTest | None:
-        """The test that runs, once it sends: who turns a knob while the model is loaded means what comes then."""
+    def _turn_on(self) -> None:
+        """Turn one knob after the other, in a thread of its own: a number of instances takes as long as loading them,
+        and one turned while the model is loaded means what comes then."""
+        while True:
+            knobs = self._knobs.get()
+            live = self._when_sending()
+            if live is None:
+                return
+            try:
+                live.turn(knobs)
+            except Exception as error:  # whatever it was: the next knob has to turn
+                if self._closed:  # the job has ended meanwhile, and its copies with it
+                    return
+                self.job.log(f"Not changed: {_why(error)}.")
+
+    def _when_sending(self) -> LiveTest | None:
+        """The test that runs, once it sends; None when none will."""
         while (live := self._live) is None or not live.generator.started:
-            if message.stop or self._closed:
+            if self.stopped or self._closed:
                 return None
             time.sleep(HEAR_SECONDS)
         return live
+
+
+def _server(target: Target) -> ServerTarget:
+    from .server_target import ServerTarget
+
+    assert isinstance(target, ServerTarget)
+    return target
 
 
 def load_of(settings: LoadSettings) -> tuple[Load, tuple[str, ...]]:
@@ -350,9 +397,13 @@ def policy_of(settings: LoadSettings) -> BatchPolicy:
 def read_trace(path: str) -> tuple[float, ...]:
     """Arrival times in seconds from a text file, one a line. Raises ModelError with a sentence."""
     try:
-        times = np.loadtxt(path, dtype=float, ndmin=1, max_rows=MOST_TRACE_LINES)
+        times = np.loadtxt(path, dtype=float, ndmin=1, max_rows=MOST_TRACE_LINES + 1)
     except (OSError, ValueError) as error:
         raise ModelError(f"The trace {path} cannot be read: one arrival time in seconds a line ({error}).") from None
     if times.ndim != 1 or len(times) < 2 or not np.isfinite(times).all():
         raise ModelError(f"The trace {path} needs at least two arrival times in seconds, one a line.")
+    if len(times) > MOST_TRACE_LINES:
+        raise ModelError(f"The trace {path} has more than {MOST_TRACE_LINES:,} arrival times: split it.")
+    if times.min() == times.max():
+        raise ModelError(f"The trace {path} has one moment only: it needs at least two arrival times that differ.")
     return tuple(np.sort(times).tolist())

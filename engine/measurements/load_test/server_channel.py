@@ -16,6 +16,10 @@ class Unreachable(Exception):
     """The server gave no answer; the text says why, as the end of a sentence."""
 
 
+class Refused(Exception):
+    """The server answered a question with an error; the text is its reason."""
+
+
 class Answer(NamedTuple):
     """What came back. `status` is HTTP's (gRPC's codes are turned into it)."""
 
@@ -62,7 +66,8 @@ class Connection(Protocol):
 
 
 class Channel(Protocol):
-    """A way to one server. All of it runs in one event loop; questions raise Unreachable."""
+    """A way to one server. All of it runs in one event loop; questions raise Unreachable, and
+    `ready` and `server` Refused."""
 
     protocol: str
     plain: bool

@@ -16,7 +16,7 @@ import msgspec
 from ...batching.arrays import Arrays
 from ...serving.grpc_messages import CLASSES, SERVICE
 from ...serving.tensors import DATATYPES, to_bytes
-from .server_channel import Answer, Connection, Tensors, Unreachable, tensors_of
+from .server_channel import Answer, Connection, Refused, Tensors, Unreachable, tensors_of
 
 ASK_SECONDS = 10.0
 """For a question about the server or its model."""
@@ -71,14 +71,14 @@ class GrpcChannel:
         """What it serves; None where it does not tell."""
         try:
             return [one.name for one in (await self._ask("RepositoryIndex")).models]
-        except _Refused:
+        except Refused:
             return None
 
     async def metadata(self, model: str) -> tuple[Tensors | None, str]:
         """(inputs, platform) of the model; None instead of inputs with why not."""
         try:
             found = await self._ask("ModelMetadata", name=model)
-        except _Refused as refused:
+        except Refused as refused:
             return None, str(refused)
         inputs = [{"name": one.name, "datatype": one.datatype, "shape": list(one.shape)} for one in found.inputs]
         return tensors_of(inputs), found.platform
@@ -92,7 +92,7 @@ class GrpcChannel:
         """The statistics extension's entry of the model, as its JSON is; None where the server has none."""
         try:
             found = (await self._ask("ModelStatistics", name=model)).model_stats
-        except _Refused:
+        except Refused:
             return None
         if not found:
             return None
@@ -126,11 +126,7 @@ class GrpcChannel:
             details = error.details() or error.code().name
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise Unreachable(details.partition("\n")[0][:200]) from None
-            raise _Refused(details[:300]) from None
-
-
-class _Refused(Exception):
-    """The server answered, with an error."""
+            raise Refused(details[:300]) from None
 
 
 class _Call:

@@ -14,7 +14,7 @@ import asyncio
 import functools
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ from ...batching.queue import CLOSED, COMPLETED, EXPIRED, FAILED, REJECTED, Requ
 from ...protocol import Conditions, LoadSettings, LoadSummary
 from ...runtimes import RuntimeUnavailable
 from ...safety import clean_text
-from .server_channel import Answer, Channel, Connection, Unreachable, mismatch
+from .server_channel import Answer, Channel, Connection, Refused, Unreachable, mismatch
 from .server_http import HttpChannel
 from .target import Dropped
 
@@ -77,10 +77,14 @@ class ServerTarget:
         self._figures: dict[str, Any] = {}
         self._closed = False
 
-    @property
-    def natural_concurrency(self) -> int:
-        """Enough for two batches of the settings' size, whatever the server's own is."""
-        return min(self._most, 4 * self.settings.max_batch_size)
+    def natural_concurrency(self, rows: int) -> int:
+        """Enough for several batches of the settings' size, whatever the server's own is."""
+        return min(self._most, -(-4 * self.settings.max_batch_size // rows))
+
+    def prepare(self, requests: Iterable[Arrays]) -> None:
+        """Lay out what will be sent, before the load: nothing is encoded while times are taken."""
+        for inputs in requests:
+            self._payload(inputs)
 
     def open(self, deliver: Deliver) -> None:
         """See `Target`."""
@@ -135,6 +139,9 @@ class ServerTarget:
             self._ask(self._check(pool), PATIENCE_SECONDS)
         except Unreachable as error:
             raise RuntimeUnavailable(f"{self._where} cannot be reached: {clean_text(str(error), 200)}.") from None
+        except Refused as error:
+            why = clean_text(str(error).partition("\n")[0], 200).rstrip(".!")
+            raise RuntimeUnavailable(f"{self._where} does not answer as a KServe v2 server does: {why}.") from None
         except FutureTimeout:
             raise RuntimeUnavailable(f"{self._where} does not answer within {PATIENCE_SECONDS:.0f} s.") from None
 
@@ -157,8 +164,6 @@ class ServerTarget:
                 if why := mismatch(takes, _repeated(inputs, rows)):
                     model = clean_text(self.model, 80)
                     raise RuntimeUnavailable(f"{model} at {channel.address} is another model: {why}.")
-        for inputs in pool:
-            self._payload(inputs)
         connection = await channel.connect()
         answer = await connection.call(channel.encode(self.model, _repeated(pool[0], rows)))
         connection.close()

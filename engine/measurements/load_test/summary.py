@@ -76,7 +76,7 @@ def _reasons(load: Load, latency: Floats, lag: Floats, unanswered: int, dropped:
     if unanswered:
         reasons.append(
             f"{unanswered} requests were never answered: they were given up {load.drain_seconds:g} s after the last one"
-            " was sent. Lower the load"
+            f" was sent. {load.relief}"
         )
     if dropped:
         reasons.append(

@@ -25,9 +25,8 @@ class Target(Protocol):
     def close(self) -> None:
         """Answer what can be answered at once, and end."""
 
-    @property
-    def natural_concurrency(self) -> int:
-        """How many requests keep it busy all the time."""
+    def natural_concurrency(self, rows: int) -> int:
+        """How many requests of so many rows keep it busy all the time."""
 
 
 class BatcherTarget:
@@ -50,7 +49,6 @@ class BatcherTarget:
         self.executor.close(drain=False)
         self.executor.join(timeout=5.0)
 
-    @property
-    def natural_concurrency(self) -> int:
+    def natural_concurrency(self, rows: int) -> int:
         policy = self.executor.policy
-        return min(4 * policy.max_batch_size * policy.instances, policy.max_queue_size)
+        return min(-(-4 * policy.max_batch_size * policy.instances // rows), policy.max_queue_size)
