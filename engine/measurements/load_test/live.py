@@ -219,10 +219,9 @@ class LiveTest:
 
     def _answered(self) -> int:
         """Requests answered within the measured part: the others are no part of what it took."""
-        record, load = self.generator.record, self.generator.load
-        finished, status = record.finished[: record.count], record.status[: record.count]
-        within = (finished >= load.warm_up_seconds) & (finished <= self.generator.sending_ended)
-        return int((within & (status == COMPLETED)).sum())
+        return len(
+            self.generator.record.completed_between(self.generator.load.warm_up_seconds, self.generator.sending_ended)
+        )
 
     def use(self) -> Use:
         """Means over the measured part; its energy is shared out among the requests that were answered in it."""

@@ -50,6 +50,12 @@ class Record:
         status = np.zeros(capacity, np.int8)
         return cls(0, times(), times(), times(), times(), times(), times(), sizes(), sizes(), status)
 
+    def completed_between(self, start: float, end: float) -> npt.NDArray[np.intp]:
+        """Numbers of the requests whose answers came in this time, whenever they were scheduled."""
+        finished = self.finished[: self.count]
+        within = (finished >= start) & (finished <= end)
+        return np.flatnonzero(within & (self.status[: self.count] == COMPLETED))
+
     def grow(self, capacity: int) -> None:
         more = Record.empty(capacity - len(self.sent))
         for name in self.__slots__:

@@ -38,8 +38,7 @@ def summarise(record: Record, load: Load, ended: float) -> LoadSummary:
     done = chosen[status == COMPLETED]
     scheduled, sent, finished = record.scheduled, record.sent, record.finished
     latency = np.sort(finished[done] - scheduled[done])
-    every = np.flatnonzero(record.status[: record.count] == COMPLETED)
-    within = every[(finished[every] >= start) & (finished[every] <= ended)]
+    within = record.completed_between(start, ended)
     lag = np.sort(sent[chosen] - scheduled[chosen])
     rejected = int((status == REJECTED).sum())
     unanswered = int(((status < COMPLETED) | (status == CLOSED)).sum())
