@@ -15,9 +15,13 @@ from typing import NamedTuple
 import msgspec
 
 from engine.protocol import Job, LoadKnobs, LoadSearch, LoadSettings, LoadTest, LoadTick, Snapshot
+from engine.protocol.load import newest_of_each
 
 KIND = "load-test"
 """What such a job is called."""
+
+NO_TURNS = ("paused", "resumed", "ended")
+"""How marks begin that leave the load as it is."""
 
 MOST_POINTS = 4096
 """More are thinned; 8 minutes stay as sharp as they came."""
@@ -234,7 +238,7 @@ def found_by(snapshot: Snapshot, job: str) -> Found:
     tests = [one for one in snapshot.measurements if isinstance(one, LoadTest)]
     words = {one.search for one in tests if one.job == job and one.search} | ({search.search} if search else set())
     mine = [one for one in tests if one.job == job or one.search in words]
-    return Found(tuple(sorted(mine, key=lambda one: one.created)), search)
+    return Found(tuple(newest_of_each(mine)), search)
 
 
 def load_jobs(snapshot: Snapshot, variant: str | None = None) -> list[Job]:
@@ -258,11 +262,8 @@ def decisive(snapshot: Snapshot, one: LoadTest | LoadSearch) -> LoadTest | None:
     """The test whose figures stand for it: of a search the one at what it found, if that is still there."""
     if isinstance(one, LoadTest):
         return one
-    tests = [
-        test
-        for test in snapshot.measurements
-        if isinstance(test, LoadTest) and test.search == one.search and one.search
-    ]
+    every = (test for test in snapshot.measurements if isinstance(test, LoadTest))
+    tests = newest_of_each(test for test in every if test.search == one.search and one.search)
     if one.best_rate_per_s is not None:
         best = [test for test in tests if test.settings.rate == one.best_rate_per_s]
         return best[-1] if best else None
@@ -309,7 +310,12 @@ def load_in_words(settings: LoadSettings, knobs: LoadKnobs | None = None) -> str
 def finished_in_words(test: LoadTest) -> str:
     """The load of a finished test; one whose knobs were turned did not keep what it began with."""
     text = load_in_words(test.settings)
-    return f"{text}, turned" if test.marks else text
+    return f"{text}, turned" if was_turned(test) else text
+
+
+def was_turned(test: LoadTest) -> bool:
+    """A knob other than the pause: then its figures mix loads."""
+    return any(not mark.text.startswith(NO_TURNS) for mark in test.marks)
 
 
 def with_knobs(settings: LoadSettings, knobs: LoadKnobs) -> LoadSettings:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from ..protocol import LoadPoint, LoadSearch, LoadSettings, LoadTest, Percentile, Variant
+from ..protocol.load import newest_of_each
 from ..safety import markdown_cell
 from ..session import Session
 
@@ -45,7 +46,7 @@ def newest(session: Session, variant: Variant | None, job: str | None) -> LoadTe
 def tests_of(session: Session, search: LoadSearch) -> list[LoadTest]:
     """The tests a search consists of, oldest first."""
     every = (one for one in session.measurements.values() if isinstance(one, LoadTest))
-    return sorted((one for one in every if one.search == search.search), key=lambda one: one.created)
+    return newest_of_each(one for one in every if one.search == search.search)
 
 
 def of_variant(session: Session, variant: Variant) -> list[LoadTest | LoadSearch]:

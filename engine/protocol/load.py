@@ -3,6 +3,7 @@
 Durations say their unit; rates are requests a second; "rows" are samples, of which a request has one or more.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -321,6 +322,13 @@ class LoadTest(Record, tag="load-test"):
             return "FAIL"
         return (self.summary.verdict or "UNCLEAR") if self.summary.valid else "UNCLEAR"
 
+    @property
+    def word(self) -> Literal["PASS", "FAIL", "UNCLEAR", "INVALID", ""]:
+        """What is shown of it: INVALID where it does not count, unless it fails all the same."""
+        if not self.summary.valid and self.verdict != "FAIL":
+            return "INVALID"
+        return self.verdict or ""
+
     def as_point(self) -> "LoadPoint":
         """As a search has it in its list."""
         summary = self.summary
@@ -335,6 +343,12 @@ class LoadTest(Record, tag="load-test"):
             verdict=self.verdict,
             unserved=summary.unserved,
         )
+
+
+def newest_of_each(tests: Iterable[LoadTest]) -> list[LoadTest]:
+    """Of tests that asked the same the newest, oldest first: a search may have been made again."""
+    newest = {(test.purpose, test.settings): test for test in sorted(tests, key=lambda test: test.created)}
+    return sorted(newest.values(), key=lambda test: test.created)
 
 
 class LoadPoint(Record):
@@ -365,7 +379,7 @@ class LoadSearch(Record, tag="load-search"):
     """The finding in words, with its bounds."""
     points: tuple[LoadPoint, ...]
     capacity_per_s: float | None = None
-    """Closed-loop throughput with every instance busy."""
+    """Throughput of callers in turn, enough to keep every instance busy; of a server as many as this side sends."""
     best_rate_per_s: float | None = None
     """The highest rate that kept p99 under the limit and was confirmed; None: none did."""
     bracket_high_per_s: float | None = None

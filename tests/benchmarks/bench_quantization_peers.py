@@ -196,7 +196,7 @@ def main() -> int:
             print(_table(found))
             judged = [candidate for candidate in usable if candidate is not reference]
             summary += _against(name, judged)
-            _judge(goals, leads, name, judged)
+            _judge(goals, leads, name, usable)
     print("\n== Trimtab's best that passes against each peer's best that passes (above 1: Trimtab is faster)")
     print("\n".join(summary))
     print(f"\n{time.monotonic() - began:.0f} s; {options.threads} threads; onnxruntime {onnxruntime.__version__}")
@@ -353,7 +353,7 @@ def _against(name: str, candidates: list[Candidate]) -> Iterator[str]:
     passing = [candidate for candidate in candidates if candidate.passes]
     ours = max((c for c in passing if c.tool == "Trimtab"), key=lambda c: c.speed, default=None)
     if ours is None:
-        yield f"{name:20} Trimtab has no INT8 variant within the limit: the float graph is kept"
+        yield f"{name:20} Trimtab has no variant within the limit but the exported float graph"
         return
     for peer in PEERS:
         best = max((c for c in passing if c.tool == peer), key=lambda c: c.speed, default=None)

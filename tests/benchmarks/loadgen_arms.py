@@ -5,6 +5,7 @@ Both arms send to the same thing: a `BatchExecutor` with the same model and poli
 `sys.setswitchinterval`. They differ in who makes the schedule, sends, and takes the time.
 
     {"arm": "ours" | "loadgen", "rate": 1/s or null for as fast as possible (ours), "seconds": 8, "seed": 1,
+     "replay": false, or true for the arrivals of the LoadGen run with this seed before instead of Poisson ones (ours),
      "model": {"sleep": seconds} | {"graph": path, "images": path, "threads": 1}, "policy": {...}, "logs": directory}
     {"throughput": 1/s, "p50": ms, "p99": ms, "requests": n, "valid": true, "mean_batch": rows}
 """
@@ -69,8 +70,13 @@ def open_model(said: dict) -> tuple[Run, list[Arrays]]:
 
 def with_ours(run: Run, pool: list[Arrays], policy: BatchPolicy, asked: dict) -> dict:
     """Our generator: Poisson at a rate, or offline."""
-    arrivals = "poisson" if asked["rate"] else "offline"
-    load = Load(arrivals=arrivals, rate=asked["rate"], seconds=asked["seconds"], seed=asked["seed"])
+    if asked.get("replay"):
+        times = np.load(_arrivals(asked))
+        length = float(times[-1] - times[0]) * (1 + 1e-9) + 1e-6
+        load = Load(arrivals="replay", trace=tuple(times.tolist()), trace_once=True, seconds=length)
+    else:
+        arrivals = "poisson" if asked["rate"] else "offline"
+        load = Load(arrivals=arrivals, rate=asked["rate"], seconds=asked["seconds"], seed=asked["seed"])
     target = BatcherTarget(run, policy)
     generator = LoadGenerator(target, pool, load)
     summary = summarise(generator.run(), load, generator.sending_ended)
@@ -91,8 +97,11 @@ def with_loadgen(run: Run, pool: list[Arrays], policy: BatchPolicy, asked: dict)
 
     drawable = [(inputs, *describe(inputs)) for inputs in pool]
 
+    issued: list[float] = []
+
     def issue(samples: list) -> None:
         for sample in samples:
+            issued.append(time.monotonic())
             inputs, rows, key = drawable[sample.index]
             executor.submit(Request(inputs, rows, key, tag=sample.id))
 
@@ -120,6 +129,7 @@ def with_loadgen(run: Run, pool: list[Arrays], policy: BatchPolicy, asked: dict)
     totals = executor.statistics.totals()
     executor.close(drain=True)
     executor.join()
+    np.save(_arrivals(asked), issued)
     said = (Path(asked["logs"]) / "mlperf_log_summary.txt").read_text()
     return {
         "throughput": _figure(said, "Completed samples per second"),
@@ -129,6 +139,11 @@ def with_loadgen(run: Run, pool: list[Arrays], policy: BatchPolicy, asked: dict)
         "valid": "Min duration satisfied : Yes" in said,
         "mean_batch": totals.rows / totals.runs,
     }
+
+
+def _arrivals(asked: dict) -> Path:
+    """Where a run with this seed keeps when LoadGen sent."""
+    return Path(asked["logs"]) / f"arrivals-{asked['seed']}.npy"
 
 
 def _figure(summary: str, name: str) -> float:

@@ -264,9 +264,10 @@ def test_requests_of_several_samples_take_no_more_memory_than_the_pool_may(monke
     monkeypatch.setattr("engine.measurements.load_test.generator.POOL_BYTES", bound)
     several = LoadGenerator(Answering(), pool, load).inputs
     assert len(several) > 8
+    assert {inputs["x"].shape for inputs in several} == {(8, 2), (8, 3)}
     assert sum(inputs["x"].nbytes for inputs in several) <= 1.1 * bound
     monkeypatch.setattr("engine.measurements.load_test.generator.POOL_BYTES", 1)
-    assert [inputs["x"].shape for inputs in LoadGenerator(Answering(), pool, load).inputs] == [(8, 2)]
+    assert len(LoadGenerator(Answering(), pool, load).inputs) == 1
 
 
 def test_rejections_and_failures_are_counted_and_are_no_latencies() -> None:

@@ -1,5 +1,6 @@
 """The searches over load tests, decided on made-up tests whose truth is known: no model, no time."""
 
+import time
 from types import SimpleNamespace
 
 import msgspec
@@ -20,6 +21,7 @@ from engine.protocol import (
     Percentile,
     TestLoad,
 )
+from engine.protocol.load import newest_of_each
 
 CAPACITY = 1000.0
 
@@ -245,6 +247,26 @@ def test_a_search_that_was_cancelled_goes_on_where_it_stopped() -> None:
     assert len(again.points) == len(whole.points)
 
 
+def test_a_model_whose_first_batches_end_after_the_first_capacity_test_gets_longer() -> None:
+    """All it was sent lay in the warm-up: nothing failed, so nothing is refused."""
+    stage = Stage(1e9, enough_requests, 3.0)
+    whole = stage.test
+
+    def slow(settings, *given, **more) -> LoadTest:
+        test = whole(settings, *given, **more)
+        if settings.offline and settings.seconds < 10:
+            nothing = msgspec.structs.replace(
+                test.summary, completed=0, achieved_per_s=0.0, valid=False, reasons=("no request was completed",)
+            )
+            return msgspec.structs.replace(test, summary=nothing)
+        return test
+
+    stage.test = slow
+    found = find_rate(stage, task(slo_p99_ms=60_000.0))
+    assert found.best_rate_per_s is not None
+    assert [test.settings.seconds for test in stage.asked if test.settings.offline] == [5.0, 31.0]
+
+
 @pytest.mark.parametrize("verdict", ["PASS", "FAIL", "UNCLEAR"])
 def test_one_that_is_stopped_in_a_probe_claims_nothing_by_it(verdict: str) -> None:
     stage = Stage(640.0, lambda number, *_: verdict if number == 2 else None)
@@ -252,7 +274,16 @@ def test_one_that_is_stopped_in_a_probe_claims_nothing_by_it(verdict: str) -> No
     found = find_rate(stage, task(slo_p99_ms=10.0))
     assert (found.best_rate_per_s, found.bracket_high_per_s, found.bracket_verdict) == (None, None, None)
     assert found.sentence == "Stopped before a rate was confirmed; 500 requests/s passed once."
-    assert len(stage.kept) == 2  # the one that was stopped is not a finding
+    assert len(stage.kept) == len(found.points) == 2  # the one that was stopped is not a finding
+
+
+def test_a_capacity_test_that_was_cut_short_tells_no_capacity() -> None:
+    stage = Stage(640.0)
+    stage.stop_after = 1
+    found = find_rate(stage, task(slo_p99_ms=10.0))
+    assert (found.capacity_per_s, found.points) == (None, ())
+    assert found.sentence == "Stopped before a rate was confirmed."
+    assert found.conditions == stage.conditions(1)
 
 
 def test_one_that_is_stopped_in_a_confirmation_does_not_lower_the_rate() -> None:
@@ -316,6 +347,19 @@ def test_only_tests_that_count_and_ran_as_they_would_now_are_taken_over() -> Non
     fewer = msgspec.structs.replace(one, conditions=msgspec.structs.replace(where, threads=1))
     now = SimpleNamespace(conditions=lambda instances: where, job=Stage(1.0).job)
     assert LoadStage.still_valid(now, [one, invalid, saturated, other, fewer]) == [one, saturated]
+    url = msgspec.structs.replace(one.settings, url="http://there")
+    old = msgspec.structs.replace(one, settings=url, created=time.time() - 7200)
+    fresh = msgspec.structs.replace(old, created=time.time() - 60)
+    assert LoadStage.still_valid(now, [old, fresh]) == [fresh]
+
+
+def test_of_tests_that_asked_the_same_the_newest_stands() -> None:
+    """A search that was made again has its figures from now, not from then."""
+    stage = Stage(640.0)
+    first = [stage.test(LoadSettings(rate=rate), "", purpose="point") for rate in (5.0, 6.0)]
+    later = msgspec.structs.replace(first[0], id="later", created=9.0)
+    confirmation = msgspec.structs.replace(first[0], id="confirmation", purpose="confirmation", created=1.0)
+    assert newest_of_each([later, *first, confirmation]) == [first[1], confirmation, later]
 
 
 def test_a_saturated_test_fails_whatever_its_verdict() -> None:
@@ -359,10 +403,25 @@ def test_one_above_its_capacity_nearly_always_is(load: float, requests: int) -> 
     assert sum(called_saturated(load, seed, requests) for seed in range(50)) >= 47
 
 
+@pytest.mark.parametrize(("rate", "seconds", "latency"), [(86.0, 12.5, 3.0), (60.0, 17.0, 3.0), (200.0, 5.0, 3.0)])
+def test_a_service_whose_answers_only_take_long_is_not_called_saturated(rate, seconds, latency) -> None:
+    """As many as it will ever have under way come together in the first seconds, and none waits for another."""
+    sent = np.cumsum(np.random.default_rng(1).exponential(1 / rate, int(rate * seconds)))
+    finished = sent + latency
+    for share in LOOKS:
+        now = 1.0 + share * (seconds - 1.0)
+        so_far = sent <= now
+        assert not is_saturated(sent[so_far], np.where(finished <= now, finished, np.nan)[so_far], 1.0, now)
+
+
 def test_a_few_requests_say_nothing() -> None:
-    sent = np.arange(90.0)
-    assert not is_saturated(sent, np.full(90, np.nan), 0.0, 90.0)
-    assert is_saturated(np.arange(0, 90.0, 0.5), np.full(180, np.nan), 0.0, 90.0)
+    def growing(count: int) -> bool:
+        """Every second request is answered."""
+        sent = np.arange(float(count))
+        return is_saturated(sent, np.where(np.arange(count) % 2, np.nan, sent + 0.5), 0.0, float(count))
+
+    assert not growing(90)
+    assert growing(200)
 
 
 # --- the sweep -------------------------------------------------------------------------------------

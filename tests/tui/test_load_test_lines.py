@@ -328,7 +328,8 @@ def test_loads_in_words() -> None:
 
 def test_a_test_whose_knobs_were_turned_is_not_told_by_its_first_rate_alone() -> None:
     turned = loads.finished(marks=(LoadMark(seconds=3.0, text="rate 800"),))
-    assert finished_in_words(loads.finished()) == "poisson 400/s"
+    paused = loads.finished(marks=(LoadMark(seconds=3.0, text="paused"), LoadMark(seconds=4.0, text="resumed")))
+    assert finished_in_words(loads.finished()) == finished_in_words(paused) == "poisson 400/s"
     assert finished_in_words(turned) == "poisson 400/s, turned"
     assert "with b poisson 400/s, turned" in text(load_status.title("a", loads.SETTINGS, LoadKnobs(), ("b", turned)))
 

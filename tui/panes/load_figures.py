@@ -15,7 +15,7 @@ from engine.protocol import LoadTest, Percentile
 
 from .. import figures
 from ..lines import Line, LineView, Span
-from ..loads import LoadCourse
+from ..loads import LoadCourse, was_turned
 from ..text import clean, fit, wrap
 from .load_lines import clock
 
@@ -118,7 +118,7 @@ def verdict(test: LoadTest) -> Line:
     """What a finished test says, in one sentence that may have to be broken."""
     summary = test.summary
     p99 = summary.latency_ms.get("p99")
-    if not summary.valid:
+    if test.word == "INVALID":
         return (("✗ INVALID ", "bad-strong"), (clean("; ".join(summary.reasons), 400), "bad"))
     rate = f"{figures.per_second(summary.achieved_per_s)}/s"
     if p99 is None:
@@ -248,7 +248,7 @@ def _row(label: str, a: str, b: str, times: str, cell: int) -> Line:
 
 
 def _word(test: LoadTest) -> str:
-    return (test.verdict or "valid") if test.summary.valid else "INVALID"
+    return test.word or "valid"
 
 
 def _differences(one: LoadTest, other: LoadTest, width: int) -> list[Line]:
@@ -268,7 +268,7 @@ def _differences(one: LoadTest, other: LoadTest, width: int) -> list[Line]:
         words.append(
             f"{one.conditions.runtime} {one.conditions.device} / {other.conditions.runtime} {other.conditions.device}"
         )
-    turned = [word for word, test in (("the first", one), ("the second", other)) if test.marks]
+    turned = [word for word, test in (("the first", one), ("the second", other)) if was_turned(test)]
     if turned:
         words.append(f"{' and '.join(turned)} was turned while it ran" if len(turned) == 1 else "both were turned")
     if not words:

@@ -69,7 +69,10 @@ def findings(search: LoadSearch) -> list[tuple[str, str]]:
             unclear = search.bracket_verdict == "UNCLEAR"
             lines.append((f"? {above} stayed UNCLEAR", "warn") if unclear else (f"✗ {above} does not", "bad"))
         if search.capacity_per_s is not None:
-            lines.append((f"capacity {figures.per_second(search.capacity_per_s)}/s with every copy busy", "muted"))
+            most = figures.per_second(search.capacity_per_s)
+            alone = search.settings.url is None
+            words = f"capacity {most}/s with every copy busy" if alone else f"callers in turn got {most}/s"
+            lines.append((words, "muted"))
         return lines
     for position, mark, role, word in (
         (search.recommended, "★", "good", "recommended"),
@@ -227,7 +230,7 @@ def _row(test: LoadTest, kind: str, place: tuple[str, str]) -> Line:
     tail = f"{figures.milliseconds(p99.value if p99 else None):>8}"
     mark, role = VERDICTS[test.verdict]
     verdict = f"  {mark} {test.verdict}" if test.verdict else ""
-    if not summary.valid and not test.saturated:
+    if test.word == "INVALID":
         mark, verdict, role = "✗", "  ✗ INVALID", "bad"
     if kind == "sweep":
         text = f"{settings.max_batch_size:>5}{settings.max_wait_ms:>6g}{settings.instances:>3}"

@@ -296,7 +296,7 @@ def _loads(snapshot: Snapshot, tests: list[LoadTest | LoadSearch], width: int) -
             text += f" (at most {figures.milliseconds(p99.at_most)})"
         where = f"{shown.conditions.runtime} {shown.conditions.device}"
         text += f", batch {settings.max_batch_size}, wait {settings.max_wait_ms:g} ms, ×{settings.instances}, {where}"
-        word = (shown.verdict or "") if summary.valid else "INVALID"
+        word = shown.word
         style = {"PASS": "$success", "FAIL": "$error", "INVALID": "$error"}.get(word, "$warning")
         lines += [Content("  " + line) for line in wrap(clean(text, 300), width - 12)]
         lines[-1] = Content.assemble(lines[-1], (f"  {word}", style))

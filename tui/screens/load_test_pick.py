@@ -84,5 +84,5 @@ def line(snapshot: Snapshot, one: LoadTest) -> Line:
         (batching, "muted"),
         (f"{figures.per_second(one.summary.achieved_per_s):>8}", ""),
         (f"{figures.milliseconds(p99.value if p99 else None):>8}", ""),
-        ("  INVALID" if not one.summary.valid else f"  {one.verdict or ''}", "muted"),
+        (f"  {one.word}", "muted"),
     )

@@ -384,12 +384,13 @@ def priorities(load: Load, first: int, end: int) -> npt.NDArray[np.int64]:
 
 def _stack(pool: list[Drawable], samples: int, random: np.random.Generator) -> list[Drawable]:
     """Requests of several samples: each entry of the pool with others of its shape. Of a pool that would take more
-    than `POOL_BYTES` then every second, third … entry, so that its shapes stay mixed as they are."""
+    than `POOL_BYTES` then so many entries drawn at random, so that its shapes stay mixed as they are."""
     if samples == 1:
         return pool
     size = samples * sum(array.nbytes for inputs, _, _ in pool for array in inputs.values())
     stacked: list[Drawable] = []
-    for inputs, _, key in pool[:: max(-(-size // POOL_BYTES), 1)]:
+    kept = max(min(len(pool), len(pool) * POOL_BYTES // max(size, 1)), 1)
+    for inputs, _, key in (pool[n] for n in np.sort(random.choice(len(pool), kept, replace=False))):
         alike = [other for other, _, other_key in pool if other_key == key]
         chosen = [inputs, *(alike[n] for n in random.integers(len(alike), size=samples - 1))]
         together = {name: np.concatenate([each[name] for each in chosen]) for name in inputs}

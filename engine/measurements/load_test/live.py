@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 import msgspec
 import numpy as np
 
-from ...batching.queue import COMPLETED
 from ...protocol import LoadKnobs, LoadMark, LoadSettings, LoadTick, Progressed, TelemetrySample, Ticked, Use
 from ...protocol.load import no_batch_for
 from .generator import LoadGenerator
@@ -212,10 +211,10 @@ class LiveTest:
         return int(device.partition(":")[2] or 0) if device != "cpu" else 1 << 30
 
     def came_too_late(self) -> bool:
-        """There were answers, and none while requests were sent."""
-        record = self.generator.record
-        completed = bool((record.status[: record.count] == COMPLETED).any())
-        return completed and not self._answered() and not self.stage.stopped
+        """There were answers to what was measured, and all came after the last request was sent."""
+        cut_short = self.stage.stopped or self._saturated
+        later = self.generator.record.completed_between(self.generator.sending_ended, float("inf"))
+        return bool(len(later)) and not self._answered() and not cut_short
 
     def _answered(self) -> int:
         """Requests answered within the measured part: the others are no part of what it took."""

@@ -19,7 +19,7 @@ import uuid
 import msgspec
 
 from ...models import ModelError
-from ...protocol import LoadSearch, LoadSettings, LoadTest, TestLoad
+from ...protocol import Conditions, LoadSearch, LoadSettings, LoadTest, TestLoad
 from ...protocol.load import MOST_RATE, MOST_REQUESTS, Verdict
 from .percentiles import requests_needed
 from .running import LoadStage, Purpose, fitted
@@ -118,6 +118,8 @@ class _Search:
         self.verdicts: dict[float, Verdict] = {}
         """Rate → the newest verdict on it."""
         self.tests: list[LoadTest] = []
+        """Those that ended by themselves."""
+        self._conditions: Conditions | None = None
         known = stage.still_valid(task.known)
         self._known = {_question(test.purpose, test.settings): test for test in known}
         self._reused = 0
@@ -134,10 +136,13 @@ class _Search:
             length = self.settings.warm_up_seconds + seconds
             test = self._test(self._with(offline=True, seconds=length, slo_p99_ms=None), "capacity", "capacity")
             achieved = test.summary.achieved_per_s
-            if not test.summary.completed and not self.stage.stopped:
+            if self.stage.stopped:
+                break
+            summary = test.summary
+            if not summary.completed and (summary.not_completed or seconds == CAPACITY_SECONDS[-1]):
                 failed = [note for note in test.notes if note.startswith("Failed:")]
-                raise ModelError(" ".join([f"No search: {'; '.join(test.summary.reasons)}.", *failed]))
-            if self.stage.stopped or achieved * seconds >= CAPACITY_REQUESTS:
+                raise ModelError(" ".join([f"No search: {'; '.join(summary.reasons)}.", *failed]))
+            if achieved * seconds >= CAPACITY_REQUESTS:
                 break
         return max(achieved, 1e-3)
 
@@ -185,7 +190,9 @@ class _Search:
             test = self.stage.test(settings, phase, self.task.search, purpose, stop_saturated=purpose != "capacity")
             if not self.stage.stopped:
                 self.stage.keep(test)
-        self.tests.append(test)
+        self._conditions = test.conditions
+        if not self.stage.stopped:
+            self.tests.append(test)
         return test
 
     def result(
@@ -241,12 +248,12 @@ class _Search:
             variant=self.stage.variant.record.id,
             job=self.stage.job.spec.job,
             created=time.time(),
-            conditions=self.tests[0].conditions,
+            conditions=self._conditions or self.stage.conditions(self.settings.instances),
             settings=self.settings,
             search=self.task.search,
             sentence=sentence,
             points=tuple(test.as_point() for test in self.tests),
-            capacity_per_s=capacity,
+            capacity_per_s=capacity if any(test.purpose == "capacity" for test in self.tests) else None,
             best_rate_per_s=best,
             bracket_high_per_s=high,
             bracket_verdict=self.verdicts.get(high) if high is not None else None,

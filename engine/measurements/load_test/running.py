@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 HEAR_SECONDS = 0.02
 """How often a knob that was turned too early looks whether the test has begun."""
 
+SERVER_TESTS_SECONDS = 3600.0
+"""So long a search takes over tests that an earlier one made of the same server."""
+
 MOST_TRACE_LINES = 5_000_000
 """Arrivals of a trace that is read."""
 
@@ -87,7 +90,7 @@ def run_task(job: JobContext, task: TestLoad) -> tuple[tuple[Measurement, ...], 
 def in_words(test: LoadTest) -> str:
     """The finding of one test as a sentence."""
     summary = test.summary
-    if not summary.valid:
+    if test.word == "INVALID":
         return f"INVALID: {'; '.join(summary.reasons)}."
     p99 = summary.latency_ms.get("p99")
     sentence = f"{summary.achieved_per_s:.4g} requests/s"
@@ -181,10 +184,8 @@ class LoadStage:
             notes += (f"Failed: {live.generator.errors[0]}.",)
         notes += _by_priority(record, load)
         if live.came_too_late():
-            notes += (
-                f"Answers came only after the {load.seconds:g} s of sending, so there is no throughput to tell: give"
-                " more seconds.",
-            )
+            sent = f"{live.generator.sending_ended:.3g} s of sending"
+            notes += (f"Answers came only after the {sent}, so there is no throughput to tell: give more seconds.",)
         if live.turned:
             notes += ("Its settings were changed while it ran: the figures mix them.",)
         if not live.here:
@@ -214,8 +215,10 @@ class LoadStage:
     def still_valid(self, tests: Iterable[LoadTest]) -> list[LoadTest]:
         """Those of an earlier job that stand for new ones: they count, and nothing they depend on has changed."""
         tests = [test for test in tests if test.summary.completed and (test.summary.valid or test.saturated)]
-        if not tests or tests[0].settings.url is not None:
-            return tests
+        if tests and tests[0].settings.url is not None:  # it may be another server by now
+            return [test for test in tests if time.time() - test.created < SERVER_TESTS_SECONDS]
+        if not tests:
+            return []
         now = self.conditions(1)
         threads = {count: max(1, self.job.spec.threads // count) for count in {t.settings.instances for t in tests}}
         return [

@@ -5,6 +5,7 @@ long as the queue remembers: hundreds of requests at a load of 0.9, thousands at
 test takes such a wave for growth three times in ten. So the growth must be
 - certain: a line through the means of blocks (batch means), whose slope is above 0 at a level that is shared out
   over the few moments at which it is looked at;
+- no filling: until the first answers come the requests under way grow in any service;
 - large: more than a service that is only just able to bear the load lets its backlog wander in so many requests. That
   is the spread of the number of arrivals, √n of n (Poisson; more where they clump), and three times that is asked for.
 
@@ -39,6 +40,9 @@ LEAST_REQUESTS = 100
 WANDERING = 3.0
 """Growth over the whole time must be more than this many times √(requests · clumping)."""
 
+FIRST, FILLING = 20, 1.5
+"""So many first requests tell how long an answer takes; before so many times that nothing is said."""
+
 POINTS = 64
 """Moments at which the requests under way are counted."""
 
@@ -46,8 +50,10 @@ POINTS = 64
 def is_saturated(sent: Floats, finished: Floats, start: float, end: float) -> bool:
     """The backlog of an open loop grew for certain, and noticeably, from `start` to `end` (seconds).
 
-    `sent`, `finished`: seconds, of every request that was sent, in any order; NaN for one that has not finished.
+    `sent`, `finished`: seconds, of every request that was sent, in the order of sending; NaN for one that has not
+    finished.
     """
+    start = max(start, _filled(sent, finished))
     sent, finished = np.sort(sent), np.sort(finished)
     requests = _until(sent, end) - _until(sent, start)
     if requests < LEAST_REQUESTS or end <= start:
@@ -60,6 +66,15 @@ def is_saturated(sent: Floats, finished: Floats, start: float, end: float) -> bo
     clumping = max(1.0, float(arrivals.var() / arrivals.mean()))
     least = max(LEAST_SHARE * float(requests), WANDERING * float(np.sqrt(requests * clumping)))
     return slope > T_LOOKS * error and growth > least
+
+
+def _filled(sent: Floats, finished: Floats) -> float:
+    """From when on a service whose answers take long would have as many under way as it will ever have, going by the
+    first requests, which hardly wait for others; infinity while most of those have no answer."""
+    if not len(sent):
+        return float("inf")
+    took = finished[:FIRST] - sent[:FIRST]
+    return float(sent[0] + FILLING * np.median(np.where(np.isnan(took), np.inf, took)))
 
 
 def _line(moments: Floats, levels: Floats) -> tuple[float, float]:
