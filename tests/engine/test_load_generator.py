@@ -150,7 +150,7 @@ def test_behind_a_backlog_requests_are_sent_in_groups_and_nobody_waits_longer_fo
 def test_without_a_backlog_every_request_is_sent_when_it_is_due() -> None:
     _, record, _ = run(BatcherTarget(double, BatchPolicy(max_batch_size=20)), Load(rate=1000, seconds=0.5))
     lag = record.sent[: record.count] - record.scheduled[: record.count]
-    assert np.median(lag) < 0.0004
+    assert np.median(lag) < 0.001, "most are on their way before the next one is due"
 
 
 def test_a_closed_loop_never_has_more_under_way_than_callers() -> None:
