@@ -279,6 +279,11 @@ def _test_in_words(session: Session, test: LoadTest) -> list[str]:
         use.append(f"{test.use.energy_per_1000_requests_j:.1f} J per 1,000 requests")
     if use:
         lines.append(f"- {', '.join(use)}")
+    if test.marks:
+        turns = ", ".join(f"{mark.text} at {mark.seconds:.1f} s" for mark in test.marks)
+        lines.append(f"- changed while it ran, so the figures mix settings: {markdown_cell(turns)}")
+    if summary.not_completed and test.verdict is not None:
+        lines.append(f"- {summary.not_completed:,} requests were rejected or failed: for the limit they count as late")
     if test.saturated:
         lines.append("- saturated: the backlog grew as long as it was measured")
     return lines + [f"- {markdown_cell(note)}" for note in (*test.notes, *test.conditions.notes)]

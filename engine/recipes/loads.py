@@ -147,6 +147,12 @@ def _demand_use(settings: LoadSettings) -> None:
         **dict.fromkeys(("sweep_batch_sizes", "sweep_waits_ms", "sweep_instances"), (settings.sweep, "sweep")),
     }
     standard = LoadSettings()
+    if settings.url is not None:
+        for name in ("max_wait_ms", "instances", "wait"):
+            if getattr(settings, name) != getattr(standard, name):
+                raise SessionError(f"{WORD}: with url {name} is the server's own: leave it out.")
+    if settings.sweep and settings.offline:
+        raise SessionError(f"{WORD}: a sweep sends at a rate or from callers, not offline: leave offline out.")
     for name, (met, needed) in needs.items():
         if not met and getattr(settings, name) not in (getattr(standard, name), ""):
             raise SessionError(f"{WORD}: {name} counts only with {needed}.")

@@ -392,6 +392,12 @@ def test_throughput_is_what_was_completed_in_the_measured_time_however_long_each
     assert summary.completed == 600
 
 
+def test_rates_are_over_the_whole_time_also_after_the_last_arrival() -> None:
+    _, _, summary = run(Answering(), Load(arrivals="constant", rate=5, seconds=0.75, warm_up_seconds=0.1))
+    assert summary.completed == 3
+    assert 0.65 <= summary.seconds < 0.9
+
+
 def start(generator: LoadGenerator) -> threading.Thread:
     thread = threading.Thread(target=generator.run)
     thread.start()

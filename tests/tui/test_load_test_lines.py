@@ -331,6 +331,7 @@ def test_a_test_whose_knobs_were_turned_is_not_told_by_its_first_rate_alone() ->
     paused = loads.finished(marks=(LoadMark(seconds=3.0, text="paused"), LoadMark(seconds=4.0, text="resumed")))
     assert finished_in_words(loads.finished()) == finished_in_words(paused) == "poisson 400/s"
     assert finished_in_words(turned) == "poisson 400/s, turned"
+    assert "turned while it ran: the figures mix loads" in text(load_figures.verdict(turned))
     assert "with b poisson 400/s, turned" in text(load_status.title("a", loads.SETTINGS, LoadKnobs(), ("b", turned)))
 
 

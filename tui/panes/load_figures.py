@@ -132,11 +132,14 @@ def verdict(test: LoadTest) -> Line:
     if summary.slo_ms is not None:
         words += f"; limit {summary.slo_ms:g} ms"
     missing = summary.not_completed
-    head: Span = ("! ", "warn-strong") if missing or test.saturated else ("✓ ", "good-strong")
+    turned = was_turned(test)
+    head: Span = ("! ", "warn-strong") if missing or turned or test.saturated else ("✓ ", "good-strong")
     if test.verdict is not None:
         mark, role = {"PASS": ("✓", "good"), "FAIL": ("✗", "bad"), "UNCLEAR": ("?", "warn")}[test.verdict]
         head = (f"{mark} {test.verdict} ", f"{role}-strong")
     spans: list[Span] = [head, (words, "")]
+    if turned:
+        spans.append(("; turned while it ran: the figures mix loads", "warn"))
     if missing:
         of = figures.count(summary.completed + missing)
         spans.append((f"; {figures.count(missing)} of {of} requests were rejected or failed", "warn"))

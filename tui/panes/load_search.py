@@ -111,7 +111,8 @@ def scatter(found: Found, limit: float | None, width: int, height: int) -> list[
     """Throughput to the right, p99 upwards (logarithmic), the front as a line, the knee and the best point named."""
     points, front = spots(found)
     if not points:
-        return [(("The first test is under way.", "muted"),)]
+        ended = found.search is not None
+        return [(("No test that counts has figures to draw." if ended else "The first test is under way.", "muted"),)]
     rows, cells = max(height - 2, 3), max(width - LABEL, 10)
     values = [one.p99 for one in points] + ([limit] if limit else [])
     low, high = round_down(min(values)), round_up(max(values) * 1.001)
@@ -237,7 +238,9 @@ def _row(test: LoadTest, kind: str, place: tuple[str, str]) -> Line:
         text += f"{figures.per_second(summary.achieved_per_s):>8}"
         mark = mark if test.verdict or not summary.valid else " "
         return ((text, ""), (tail, "strong"), (f" {mark}", role), (" " + place[0], place[1]))
-    offered = figures.per_second(settings.rate) if settings.rate is not None else f"{settings.concurrency or 0} callers"
+    offered = figures.per_second(settings.rate) if settings.rate is not None else f"{settings.concurrency} callers"
+    if settings.offline:
+        offered = "most"
     words = "saturated" if test.saturated else PURPOSES[test.purpose]
     return (
         (f"{offered:>8}{figures.per_second(summary.achieved_per_s):>9}", ""),

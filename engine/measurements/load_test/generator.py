@@ -200,7 +200,7 @@ class LoadGenerator:
     def _send_scheduled(self, schedule: Schedule, times: Sequence[float]) -> None:
         number, limit = 0, self.load.requests or FOREVER
         record = self.record
-        while number < len(times) and number < limit and not self._stopped:
+        while number < limit and not self._stopped:
             now = self._now()
             if self._paused:
                 self._wait_out_pause(schedule, number)
@@ -211,12 +211,15 @@ class LoadGenerator:
                 schedule.change_rate(max(now, times[number - 1] if number else 0.0), rate)
                 times = self._follow(schedule)
                 continue
-            due = times[number]
+            # After the last arrival the time that was asked for goes on: rates are over all of it.
+            due = times[number] if number < len(times) else self.load.seconds
             if now < due:
                 crowded = number + CROWD < len(times) and times[number + CROWD] - due < BREATH
                 breath = max(BREATH if crowded else 0.0, self._unfelt(now))
                 time.sleep(min(max(due - now, breath), LONGEST_SLEEP))
                 continue
+            if number == len(times):
+                break
             self._send(record, number, now)
             number += 1
 

@@ -207,7 +207,7 @@ class _Search:
         bounds = [
             p99.at_most
             for test in self.tests
-            if test.purpose == "confirmation" and test.settings.rate == best
+            if test.verdict == "PASS" and test.settings.rate == best
             if (p99 := test.summary.latency_ms.get("p99")) is not None and p99.at_most is not None
         ]
         if best is not None and confirmed is not None:

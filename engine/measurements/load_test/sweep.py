@@ -42,7 +42,7 @@ def sweep(stage: LoadStage, task: TestLoad) -> LoadSearch:
     """The whole sweep; with what is known so far when the user asks it to stop."""
     known = {_setting(test.settings): test for test in stage.still_valid(task.known)}
     tests: list[LoadTest] = []
-    reused = 0
+    reused = given_up = 0
     spec = stage.job.spec
     cores = spec.threads if spec.device == "cpu" else COPIES_ON_GPU
     grid = plan(task.settings, min(cores, os.cpu_count() or 1), stage.job.model.fixed_batch)
@@ -52,6 +52,7 @@ def sweep(stage: LoadStage, task: TestLoad) -> LoadSearch:
         for position, settings in enumerate(row):
             if stage.stopped or without_gain >= PATIENCE:
                 total -= len(row) - position
+                given_up += 0 if stage.stopped else len(row) - position
                 break
             done += 1
             test = known.get(_setting(settings))
@@ -67,7 +68,7 @@ def sweep(stage: LoadStage, task: TestLoad) -> LoadSearch:
             gained = test.summary.rows_per_s >= LEAST_GAIN * best
             without_gain = 0 if gained or task.settings.rate is not None else without_gain + 1
             best = max(best, test.summary.rows_per_s)
-    return _result(stage, task, tests, reused)
+    return _result(stage, task, tests, reused, given_up)
 
 
 def plan(settings: LoadSettings, cores: int, fixed_batch: int | None) -> list[list[LoadSettings]]:
@@ -135,7 +136,7 @@ def knee_of(points: Sequence[LoadPoint], front: Sequence[int]) -> int | None:
     return max(front, key=power, default=None)
 
 
-def _result(stage: LoadStage, task: TestLoad, tests: list[LoadTest], reused: int = 0) -> LoadSearch:
+def _result(stage: LoadStage, task: TestLoad, tests: list[LoadTest], reused: int, given_up: int) -> LoadSearch:
     points = tuple(test.as_point() for test in tests if test.summary.valid)
     front = pareto_front(points)
     knee = knee_of(points, front)
@@ -146,7 +147,11 @@ def _result(stage: LoadStage, task: TestLoad, tests: list[LoadTest], reused: int
         sentence = f"Take {_words(points[recommended])}"
         sentence += f", the highest throughput with p99 under {limit:g} ms" if within else ", the knee of the front"
     elif not points:
-        sentence = "No setting could be measured" + (": it was stopped before the first ended" if stage.stopped else "")
+        sentence = "No setting could be measured"
+        if stage.stopped:
+            sentence += ": it was stopped before the first ended"
+        elif tests:
+            sentence += f": every test is INVALID ({tests[0].summary.reasons[0]})"
     elif unclear := [number for number in front if points[number].verdict == "UNCLEAR"]:
         sentence = f"UNCLEAR whether any setting keeps p99 under {limit:g} ms: longer tests (seconds) would tell"
         sentence += f". {_nearest(points, unclear, limit)}"
@@ -158,6 +163,14 @@ def _result(stage: LoadStage, task: TestLoad, tests: list[LoadTest], reused: int
         sentence += f". The most throughput: {_words(points[front[-1]])}" if front[-1] != recommended else ""
     if stage.stopped:
         sentence += " (stopped early)"
+    smaller = (
+        ""
+        if not given_up
+        else (
+            f" {given_up} setting{'s' if given_up > 1 else ''} with larger batches were not tried: the smaller ones had"
+            " stopped gaining."
+        )
+    )
     return LoadSearch(
         id=uuid.uuid4().hex[:12],
         variant=stage.variant.record.id,
@@ -166,7 +179,7 @@ def _result(stage: LoadStage, task: TestLoad, tests: list[LoadTest], reused: int
         conditions=tests[0].conditions if tests else stage.conditions(task.settings.instances),
         settings=task.settings,
         search=task.search,
-        sentence=sentence + "." + _lossy(points) + reused_in_words(reused, len(tests)),
+        sentence=sentence + "." + smaller + _lossy(points) + reused_in_words(reused, len(tests)),
         points=points,
         front=front,
         knee=knee,
