@@ -31,8 +31,12 @@ LOAD_OPTIONS = {
     "rate": ("R", "requests a second, whatever becomes of them (open loop)"),
     "concurrency": ("N", "callers, each sending when it has its answer (closed loop)"),
     "slo-p99": ("MS", "limit for p99 latency; without a load the highest rate within it is searched"),
-    "seconds": ("S", "of sending, for each test of a search too (default: 10; a sweep's 4, a replay's whole trace)"),
-    "warm-up-seconds": ("S", "sent before, counted for nothing (default: 1)"),
+    "seconds": (
+        "S",
+        "of sending, warm-up included; a search for a rate takes what a claim needs where that is longer "
+        "(default: 10; a sweep's tests 4, a replay's whole trace)",
+    ),
+    "warm-up-seconds": ("S", "of these the first, counted for nothing (default: 1)"),
     "max-batch-size": ("B", "rows of the largest batch (default: 32)"),
     "max-wait-ms": ("W", "the oldest request waits no longer for company (default: 10)"),
     "instances": ("I", "copies of the model side by side (default: 1)"),

@@ -116,6 +116,8 @@ def test_other_programs_get_the_models_numbers_and_load_can_be_sent(shell, opene
             assert found["completed"] > 20
             assert found["failed"] == 0
             assert found["latency_ms"]["p50"] > 0
+            told = any("its warm-up included" in note for note in found["notes"])
+            assert told == (not url.endswith("/predict")), "only KServe v2 tells of its batches"
     finally:
         status = served.end()
     assert status == 0

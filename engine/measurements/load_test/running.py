@@ -180,6 +180,8 @@ class LoadStage:
         summary = summarise(record, live.generator.load, live.generator.sending_ended)
         if settings.url is not None:
             summary = _server(target).with_server_figures(summary)
+            if summary.batch_sizes or summary.queue_ms:
+                notes += ("Batches, queue and compute times are the server's own counts, its warm-up included.",)
         if live.generator.errors and summary.failed:
             notes += (f"Failed: {live.generator.errors[0]}.",)
         notes += _by_priority(record, load)
