@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 # Where the demo keeps its session.
 DEMO_DIRECTORY ?= $(CURDIR)
 
+# Tests that run side by side: most wait for processes they started.
+TESTS_AT_ONCE ?= 2
+
 # An NVIDIA driver answers nvidia-smi, or at least shows its device node.
 RUNTIME := $(shell if nvidia-smi -L >/dev/null 2>&1 || [ -e /dev/nvidia0 ]; then echo gpu; else echo cpu; fi)
 
@@ -39,10 +42,10 @@ lint: setup-dev
 	$(BIN)/lint-imports
 
 test: setup-dev lint
-	$(BIN)/pytest -m "not slow and not gpu" --durations=15
+	$(BIN)/pytest -n $(TESTS_AT_ONCE) --dist worksteal -m "not slow and not gpu" --durations=15
 
 test-slow: setup-dev
-	$(BIN)/pytest -m "slow and not gpu" --ignore=tests/benchmarks --durations=15
+	$(BIN)/pytest -n $(TESTS_AT_ONCE) --dist worksteal -m "slow and not gpu" --ignore=tests/benchmarks --durations=15
 
 test-gpu: setup-dev
 	$(BIN)/pytest -m gpu tests/gpu
