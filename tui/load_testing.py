@@ -142,4 +142,4 @@ def _as_asked(state: Snapshot, job: str | None) -> bool:
         if search.settings.kind == "rate":
             return search.best_rate_per_s is not None
         return search.recommended is not None
-    return all(isinstance(one, LoadTest) and one.summary.valid and one.verdict in (None, "PASS") for one in found)
+    return all(isinstance(one, LoadTest) and one.word in ("", "PASS") for one in found)

@@ -363,22 +363,27 @@ def test_energy_is_shared_out_among_the_requests_answered_while_it_was_measured(
     assert live.came_too_late()
 
 
-def test_answers_that_come_only_after_the_sending_are_said_to_tell_no_throughput(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def slow_down(patch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Every run of a model takes so much longer."""
     plain = ModelCopies.runs
 
     def slowed(copies: ModelCopies, count: int):
         def slow(run):
             def call(inputs):
-                time.sleep(0.8)
+                time.sleep(seconds)
                 return run(inputs)
 
             return call
 
         return [slow(run) for run in plain(copies, count)]
 
-    monkeypatch.setattr(ModelCopies, "runs", slowed)
+    patch.setattr(ModelCopies, "runs", slowed)
+
+
+def test_answers_that_come_only_after_the_sending_are_said_to_tell_no_throughput(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_down(monkeypatch, 0.8)
     test = bench.run(offline=True, seconds=0.3, warm_up_seconds=0.0, max_batch_size=1)
     assert test.summary.unanswered == 0
     assert test.summary.achieved_per_s == 0
@@ -678,20 +683,8 @@ class _Slow:
         self.bench = bench
 
     def run(self, **asked):
-        plain = ModelCopies.runs
-
-        def slowed(copies: ModelCopies, count: int):
-            def slow(run):
-                def call(inputs):
-                    time.sleep(0.0003)
-                    return run(inputs)
-
-                return call
-
-            return [slow(run) for run in plain(copies, count)]
-
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ModelCopies, "runs", slowed)
+            slow_down(patch, 0.0003)
             return self.bench.run(search="rate-1", max_batch_size=1, **asked)
 
 

@@ -236,7 +236,7 @@ def _row(test: LoadTest, kind: str, place: tuple[str, str]) -> Line:
     if kind == "sweep":
         text = f"{settings.max_batch_size:>5}{settings.max_wait_ms:>6g}{settings.instances:>3}"
         text += f"{figures.per_second(summary.achieved_per_s):>8}"
-        mark = mark if test.verdict or not summary.valid else " "
+        mark = mark if test.word else " "
         return ((text, ""), (tail, "strong"), (f" {mark}", role), (" " + place[0], place[1]))
     offered = figures.per_second(settings.rate) if settings.rate is not None else f"{settings.concurrency} callers"
     if settings.offline:

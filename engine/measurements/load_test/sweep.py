@@ -163,14 +163,6 @@ def _result(stage: LoadStage, task: TestLoad, tests: list[LoadTest], reused: int
         sentence += f". The most throughput: {_words(points[front[-1]])}" if front[-1] != recommended else ""
     if stage.stopped:
         sentence += " (stopped early)"
-    smaller = (
-        ""
-        if not given_up
-        else (
-            f" {given_up} setting{'s' if given_up > 1 else ''} with larger batches were not tried: the smaller ones had"
-            " stopped gaining."
-        )
-    )
     return LoadSearch(
         id=uuid.uuid4().hex[:12],
         variant=stage.variant.record.id,
@@ -179,12 +171,20 @@ def _result(stage: LoadStage, task: TestLoad, tests: list[LoadTest], reused: int
         conditions=tests[0].conditions if tests else stage.conditions(task.settings.instances),
         settings=task.settings,
         search=task.search,
-        sentence=sentence + "." + smaller + _lossy(points) + reused_in_words(reused, len(tests)),
+        sentence=sentence + "." + _untried(given_up) + _lossy(points) + reused_in_words(reused, len(tests)),
         points=points,
         front=front,
         knee=knee,
         recommended=recommended,
     )
+
+
+def _untried(settings: int) -> str:
+    """What is said of so many settings that were given up."""
+    if not settings:
+        return ""
+    many = f"{settings} setting{'s' if settings > 1 else ''}"
+    return f" {many} with larger batches were not tried: the smaller ones had stopped gaining."
 
 
 def _lossy(points: Sequence[LoadPoint]) -> str:
